@@ -1,0 +1,1 @@
+"""Coupling: which indices of which tensors can only go together."""

@@ -1,0 +1,1 @@
+"""Rules: what each operator says about its spaces, one line per operator."""

@@ -1,0 +1,348 @@
+"""Observation: run the network on example inputs, keep every shape and every small size, infer nothing.
+
+Where the inputs have symbolic dimensions it runs a second time with other sizes: what moved is dynamic, the rest is
+static, and size arithmetic over static axes is as good as constant.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from graphprune.errors import InputError
+from graphprune.ir.program import Array, Program, Runner, constant_tensor, graph_values, inputs_of, submodel
+
+__all__ = ["example_for", "observe", "random_feeds"]
+
+_READS_SIZES = frozenset({"Shape", "Size"})  # they depend on their operand's shape alone
+_SMALL = 4096  # elements; nothing that feeds a shape is larger
+_SUFFIX = "/observed_shape"
+
+# Sizes tried for symbolic dimensions: images, then text lines, then token sequences and feature vectors.
+_IMAGE = (224, 48, 32, 64, 128, 256, 320, 640, 28, 96)
+_OTHER = (16, 32, 8, 64, 128, 80, 224, 256, 512, 576, 1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One run: the shape of every tensor and the contents of size readers."""
+
+    shapes: dict[str, tuple[int, ...]]
+    read: dict[str, Array]
+
+
+def random_array(shape: tuple[int, ...], dtype: ir.DataType, rng: np.random.Generator, high: int = 8) -> Array:
+    """Standard normal floats, booleans, or integers in ``[0, high)``."""
+    kind = dtype.numpy()
+    if kind == np.bool_:
+        return rng.integers(0, 2, size=shape).astype(np.bool_)
+    if dtype.is_floating_point():
+        return np.asarray(rng.standard_normal(shape)).astype(kind)
+    return np.asarray(rng.integers(0, max(high, 1), size=shape)).astype(kind)
+
+
+def random_feeds(program: Program, seed: int) -> dict[str, Array]:
+    """Fresh inputs of the examples' shapes; integers stay within the range that the examples span."""
+    rng = np.random.default_rng(seed)
+    feeds: dict[str, Array] = {}
+    for value in inputs_of(program.model):
+        assert value.name is not None and value.dtype is not None
+        example = program.examples[value.name]
+        if value.dtype.is_floating_point() or value.dtype == ir.DataType.BOOL:
+            feeds[value.name] = random_array(example.shape, value.dtype, rng)
+        elif example.ndim == 0:
+            feeds[value.name] = example
+        else:
+            low, high = (int(example.min()), int(example.max())) if example.size else (0, 0)
+            feeds[value.name] = rng.integers(low, high + 1, size=example.shape).astype(example.dtype)
+    return feeds
+
+
+def _declared(value: ir.Value) -> list[int | str]:
+    """Declared dimensions: a positive int, or the name of an unknown one."""
+    if value.shape is None:
+        raise InputError(f"input {value.name!r} declares no shape; give one with --input-shapes {value.name}:1x3x224x224")
+    dims: list[int | str] = []
+    for axis, dim in enumerate(value.shape):
+        if isinstance(dim, int):
+            dims.append(dim if dim > 0 else f"{value.name}@{axis}")
+        else:
+            dims.append(str(dim.value) if dim.value not in (None, "?", "") else f"{value.name}@{axis}")
+    return dims
+
+
+def _check_shape(value: ir.Value, shape: tuple[int, ...]) -> None:
+    dims = _declared(value) if value.shape is not None else list(shape)
+    fits = len(dims) == len(shape) and all(isinstance(d, str) or d == s for d, s in zip(dims, shape, strict=True))
+    if not fits:
+        declared = "x".join(str(d) if isinstance(d, int) else "?" for d in dims)
+        given = "x".join(map(str, shape)) or "a scalar"
+        raise InputError(f"input {value.name!r} is declared as {declared}, which {given} does not fit")
+
+
+def _candidates(unknown: list[str], leading: set[str], image: bool) -> Iterator[dict[str, int]]:
+    """Sizes to try for the unknown dimensions: a batch of one, all others equal, then all pairs."""
+    rest = [name for name in unknown if name not in leading]
+    sizes = _IMAGE if image else _OTHER
+    base = dict.fromkeys(leading, 1)
+    if not rest:
+        yield base
+        return
+    for size in sizes:
+        yield base | dict.fromkeys(rest, size)
+    if len(rest) > 1:
+        for first, others in itertools.product(sizes, sizes):
+            if first != others:
+                yield base | dict.fromkeys(rest, others) | {rest[0]: first}
+
+
+class _Observer:
+    """The network with the shapes of all its values as outputs; runs on any input sizes."""
+
+    def __init__(self, model: ir.Model, run: Runner) -> None:
+        self.run = run
+        self.model = model.clone()
+        graph = self.model.graph
+        read: list[ir.Value] = []
+        names: list[str] = []
+        for node in list(graph):
+            if node.op_type in _READS_SIZES and node.domain == "":
+                read.extend(node.outputs)
+            for value in node.outputs:
+                if value.name and not _is_container(node, value):
+                    names.append(value.name)
+        values = graph_values(graph)
+        graph.outputs.clear()
+        for value in read:
+            graph.outputs.append(value)
+        for name in names:
+            reader = ir.node("Shape", inputs=[values[name]])
+            reader.outputs[0].name = name + _SUFFIX
+            graph.append(reader)
+            graph.outputs.append(reader.outputs[0])
+
+    def __call__(self, feeds: Mapping[str, Array]) -> Seen:
+        shapes: dict[str, tuple[int, ...]] = {name: array.shape for name, array in feeds.items()}
+        read: dict[str, Array] = {}
+        for name, array in self.run(self.model, feeds, None).items():
+            if name.endswith(_SUFFIX):
+                shapes[name.removesuffix(_SUFFIX)] = tuple(int(n) for n in array)
+            else:
+                read[name] = array
+        return Seen(shapes, read)
+
+
+def _is_container(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a value is a sequence or an optional, which have no shape; the operator's schema says so."""
+    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+        return True
+    try:
+        schema = onnx.defs.get_schema(node.op_type, node.graph.opset_imports[node.domain], node.domain)  # type: ignore[union-attr]
+    except Exception:
+        return False
+    formal = schema.outputs[min(value.index() or 0, len(schema.outputs) - 1)]
+    return bool(formal.types) and all(kind.startswith(("seq(", "optional(")) for kind in formal.types)
+
+
+def example_for(
+    model: ir.Model,
+    given: Mapping[str, Array],
+    input_shapes: Mapping[str | None, tuple[int, ...]],
+    works: Callable[[dict[str, Array]], Seen],
+    seed: int,
+) -> tuple[dict[str, Array], Seen, list[str]]:
+    """An array per input and what a run on them shows: as given, of the given or declared shape, or found by trying.
+
+    Returns the feeds, the run, and the symbolic dimensions in their order.
+    """
+    inputs = {value.name: value for value in inputs_of(model) if value.name}
+    shapes = {name if name is not None else next(iter(inputs), ""): shape for name, shape in input_shapes.items()}
+    if None in input_shapes and len(inputs) != 1:
+        raise InputError(f"the model has {len(inputs)} inputs ({', '.join(inputs)}): write --input-shapes NAME:DIMS")
+    for name in (*given, *shapes):
+        if name not in inputs:
+            raise InputError(f"the model has no input {name!r}; it has {', '.join(map(repr, inputs)) or 'none'}")
+    unknown: list[str] = []
+    leading: set[str] = set()
+    fixed: dict[str, int] = {}
+    image = False
+    for name, value in inputs.items():
+        shape = given[name].shape if name in given else shapes.get(name)
+        if shape is not None:
+            _check_shape(value, shape)
+        for axis, dim in enumerate(_declared(value) if shape is None or value.shape is not None else []):
+            if isinstance(dim, str):
+                if dim not in unknown:
+                    unknown.append(dim)
+                if shape is not None:
+                    fixed[dim] = shape[axis]
+                elif axis == 0:
+                    leading.add(dim)
+        image = image or (value.shape is not None and len(value.shape) == 4)
+    free = [name for name in unknown if name not in fixed]
+
+    def build(sizes: Mapping[str, int]) -> dict[str, Array]:
+        rng = np.random.default_rng(seed)
+        feeds = {}
+        for name, value in inputs.items():
+            if name in given:
+                feeds[name] = given[name]
+                continue
+            assert value.dtype is not None
+            shape = shapes.get(name) or tuple(d if isinstance(d, int) else sizes[d] for d in _declared(value))
+            feeds[name] = random_array(shape, value.dtype, rng)
+        return feeds
+
+    error: InputError | None = None
+    for sizes in _candidates(free, leading & set(free), image):
+        try:
+            feeds = build(fixed | sizes)
+            return feeds, works(feeds), unknown
+        except InputError as failed:
+            error = error or failed
+    assert error is not None
+    if not free:
+        raise error
+    shown = ", ".join(f"{name}:{'x'.join(str(d) if isinstance(d, int) else '?' for d in _declared(v))}" for name, v in inputs.items())
+    raise InputError(f"no sizes tried for the unknown dimensions of {shown} run; give --input-shapes ({error})") from error
+
+
+def _with_other_sizes(program: Program, feeds: Mapping[str, Array], names: set[str], change: Callable[[int], int]) -> dict[str, Array]:
+    rng = np.random.default_rng(1)
+    other: dict[str, Array] = {}
+    for value in inputs_of(program.model):
+        assert value.name is not None and value.dtype is not None
+        array = feeds[value.name]
+        dims = _declared(value) if value.shape is not None else list(array.shape)
+        shape = tuple(change(n) if d in names else n for n, d in zip(array.shape, dims, strict=True))
+        if shape == array.shape:
+            other[value.name] = array
+        else:
+            high = int(array.max()) + 1 if array.size and not value.dtype.is_floating_point() else 8
+            other[value.name] = random_array(shape, value.dtype, rng, high)
+    return other
+
+
+def observe(
+    model: ir.Model,
+    run: Runner,
+    *,
+    keep: Callable[[ir.Node], bool] = lambda node: False,
+    given: Mapping[str, Array] | None = None,
+    input_shapes: Mapping[str | None, tuple[int, ...]] | None = None,
+    seed: int = 0,
+) -> Program:
+    """Run ``model`` and note what it showed.
+
+    Args:
+        model: every value named; functions inlined.
+        run: executes a model (a backend's runner).
+        keep: nodes that are not to be folded although nothing varies in them (dequantisers, random generators).
+        given: example arrays by input name.
+        input_shapes: shapes by input name (``None`` for the only input) where no array is given.
+        seed: of the random example inputs.
+
+    Raises:
+        InputError: the model does not run, or an input's shape does not fit.
+    """
+    observer = _Observer(model, run)
+    feeds, seen, unknown = example_for(model, given or {}, input_shapes or {}, observer, seed)
+    program = Program(model=model, examples=feeds, shapes=dict(seen.shapes), run=run)
+    for name, value in model.graph.initializers.items():
+        if value.shape is not None:
+            program.shapes[name] = tuple(int(n) for n in value.shape.numpy())
+    others = _second_looks(program, observer, unknown)
+    return _classify(program, seen, others, keep)
+
+
+def _second_looks(program: Program, observer: _Observer, unknown: list[str]) -> list[Seen]:
+    """Runs with other sizes of the symbolic dimensions: all together, or one by one where that does not run."""
+    if not unknown:
+        return []
+    changes: tuple[Callable[[int], int], ...] = (lambda n: n + 1, lambda n: 2 * n, lambda n: n + 32)
+
+    def look(names: set[str]) -> Seen | None:
+        for change in changes:
+            try:
+                return observer(_with_other_sizes(program, program.examples, names, change))
+            except InputError:
+                continue
+        return None
+
+    together = look(set(unknown))
+    if together is not None:
+        return [together]
+    return [seen for name in unknown if (seen := look({name})) is not None]
+
+
+def _classify(program: Program, seen: Seen, others: list[Seen], keep: Callable[[ir.Node], bool]) -> Program:
+    """Tell fixed values, size arithmetic and live nodes apart."""
+    shapes = seen.shapes
+    for name, shape in shapes.items():
+        moved = {a for other in others for a, n in enumerate(other.shapes.get(name, shape)) if n != shape[a]}
+        if moved:
+            program.moving[name] = frozenset(moved)
+    fixed = set(program.model.graph.initializers)
+    sizes: set[str] = set()
+    readers: dict[str, Array] = {}
+    live: list[ir.Node] = []
+    for node in program.model.graph:
+        inputs = [value.name for value in node.inputs if value is not None and value.name]
+        outputs = [value.name for value in node.outputs if value.name]
+        subgraphs = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        if node.op_type in _READS_SIZES and node.domain == "":
+            readers[outputs[0]] = seen.read[outputs[0]]
+            still = all(np.array_equal(other.read[outputs[0]], seen.read[outputs[0]]) for other in others)
+            (fixed if still else sizes).update(outputs)
+        elif subgraphs or keep(node) or any(name not in shapes for name in outputs):
+            live.append(node)
+        elif all(name in fixed for name in inputs):
+            fixed.update(outputs)
+        elif all(name in fixed or name in sizes for name in inputs) and all(
+            len(shapes[name]) <= 1 and np.prod(shapes[name]) <= _SMALL and not program.moving.get(name)
+            for name in outputs
+        ):
+            sizes.update(outputs)
+        else:
+            live.append(node)
+    program.fixed, program.sizes, program.live = frozenset(fixed), frozenset(sizes), tuple(live)
+    _evaluate_small(program, readers, others)
+    return program
+
+
+def _evaluate_small(program: Program, readers: dict[str, Array], others: list[Seen]) -> None:
+    wanted = [
+        name
+        for node in program.model.graph
+        for name in (value.name for value in node.outputs)
+        if name in (program.fixed | program.sizes)
+        and name not in readers
+        and np.prod(program.shapes[name]) <= _SMALL
+        and constant_tensor(program.values()[name]) is None
+    ]
+    program.small.update(readers)
+    if not wanted:
+        looks: list[dict[str, Array]] = [{} for _ in others]
+    else:
+        assert program.run is not None
+        program.small.update(program.run(submodel(program.model, wanted, readers), {}, wanted))
+        moved = [name for name in wanted if name in program.sizes]
+        looks = [
+            program.run(submodel(program.model, moved, {name: other.read[name] for name in readers}), {}, moved)
+            if moved
+            else {}
+            for other in others
+        ]
+    for look, other in zip(looks, others, strict=True):
+        for name, array in {**look, **{n: a for n, a in other.read.items() if n in program.sizes}}.items():
+            here = np.atleast_1d(program.small[name])
+            moved_at = frozenset(int(i) for i in np.flatnonzero(here != np.atleast_1d(array)))
+            if moved_at:
+                program.moving_entries[name] = program.moving_entries.get(name, frozenset()) | moved_at
+
+

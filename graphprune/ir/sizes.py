@@ -1,0 +1,326 @@
+"""Sizes written back: operands that hold sizes, bounds or positions of axes that were cut.
+
+Every writer sees masks of kept indices only. Entries that follow a symbolic dimension stay computed; all others become
+constants. Readers of sizes that remain (``Shape`` of a cut value) are made to give the original sizes, so that
+whatever is computed from them, a Reshape target or ``sqrt(d)``, means what it meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune.errors import GraphpruneError
+from graphprune.ir.program import Array, Program, attribute, graph_values
+
+__all__ = ["Constants", "SizeWriter", "freeze_readers", "rewrite"]
+
+Mask = NDArray[np.bool_]
+_ENDLESS = np.iinfo(np.int64).max
+
+
+@dataclass
+class Constants:
+    """Makes constants in a graph, one for each distinct content."""
+
+    graph: ir.Graph
+    made: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.taken |= set(graph_values(self.graph))
+
+    def get(self, array: Array, name: str) -> ir.Value:
+        """An initialiser of this content, named ``name`` or like it where a new one is needed."""
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self.made:
+            self.made[key] = self.add(ir.tensor(np.ascontiguousarray(array)), name)
+        return self.made[key]
+
+    def add(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+        """A new initialiser."""
+        unique, i = name, 1
+        while unique in self.taken:
+            unique, i = f"{name}.{i}", i + 1
+        self.taken.add(unique)
+        tensor.name = unique
+        value = ir.Value(name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+
+class Masks(Protocol):
+    """Kept indices of an axis of operand or result ``k`` of the node at hand."""
+
+    def __call__(self, kind: str, k: int, axis: int) -> Mask: ...
+
+
+@dataclass(frozen=True)
+class SizeWriter:
+    """What a writer may use: the node and its original, the observations, the masks of the operands and results."""
+
+    node: ir.Node
+    original: ir.Node
+    program: Program
+    masks: Masks
+    constants: Constants
+
+    def before(self, axis: int) -> Mask:
+        """Kept indices of an axis of the first operand."""
+        return self.masks("operand", 0, axis)
+
+    def after(self, axis: int, k: int = 0) -> Mask:
+        """Kept indices of an axis of result ``k``."""
+        return self.masks("result", k, axis)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The observed original shape of the first operand."""
+        value = self.original.inputs[0]
+        return self.program.shapes[value.name or ""] if value is not None else ()
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """The observed original shape of the first result."""
+        return self.program.shapes[self.original.outputs[0].name or ""]
+
+    def held(self, k: int) -> Array | None:
+        """The original contents of operand ``k``, ``None`` where it is absent or computed from data."""
+        value = self.original.inputs[k] if k < len(self.original.inputs) else None
+        if value is None or value.name is None:
+            return None
+        if value.name in self.program.small:
+            return self.program.small[value.name]
+        return self.program.tensor(value.name) if value.name in self.program.fixed else None
+
+    def put(self, k: int, entries: Mapping[int, int]) -> None:
+        """Change entries of the integer vector that operand ``k`` is."""
+        held, value = self.held(k), self.node.inputs[k]
+        assert value is not None
+        if held is None:
+            raise GraphpruneError(f"{self.node.op_type} {self.node.name!r}: operand {k} holds sizes that are computed from data")
+        changed = held.copy()
+        flat = changed.reshape(-1)
+        for i, n in entries.items():
+            flat[i] = n
+        if np.array_equal(changed, held):
+            return
+        name = self.original.inputs[k].name or ""  # type: ignore[union-attr]
+        moving = self.program.moving_entries.get(name, frozenset()) - set(entries)
+        name = f"{self.node.name}/sizes"
+        if not moving:
+            self.node.replace_input_with(k, self.constants.get(changed, name))
+            return
+        follows = np.isin(np.arange(flat.size), list(moving)).reshape(held.shape)
+        pick = ir.node(
+            "Where",
+            inputs=[self.constants.get(follows, f"{name}_follow"), value, self.constants.get(changed, name)],
+            name=f"{name}/where_{k}",
+        )
+        pick.outputs[0].name = f"{name}_{k}"
+        pick.outputs[0].dtype, pick.outputs[0].shape = ir.DataType(value.dtype or ir.DataType.INT64), value.shape
+        assert self.node.graph is not None
+        self.node.graph.insert_before(self.node, pick)
+        self.node.replace_input_with(k, pick.outputs[0])
+
+
+def rewrite(writer: SizeWriter) -> None:
+    """Write the sizes of one node back, where its operator holds any."""
+    if writer.node.domain in ("", "ai.onnx") and writer.node.op_type in _WRITERS:
+        _WRITERS[writer.node.op_type](writer)
+
+
+def freeze_readers(program: Program, graph: ir.Graph, constants: Constants, mask: Callable[[str, int], Mask]) -> None:
+    """Let every remaining ``Shape`` of a cut value give the sizes that the value had."""
+    for node in list(graph):
+        if node.op_type != "Shape" or node.domain not in ("", "ai.onnx"):
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        name = result.name or ""
+        if source is None or name not in program.small:
+            continue
+        if all(mask(source.name or "", axis).all() for axis in range(len(program.shapes[source.name or ""]))):
+            continue
+        sizes = program.small[name]
+        follows = np.isin(np.arange(len(sizes)), list(program.moving_entries.get(name, ())))
+        if not follows.any():
+            result.replace_all_uses_with(constants.get(sizes, f"{node.name}/sizes"), replace_graph_outputs=True)
+            continue
+        users = list(result.uses())
+        pick = ir.node(
+            "Where",
+            inputs=[constants.get(follows, f"{node.name}/follow"), result, constants.get(sizes, f"{node.name}/sizes")],
+            name=f"{node.name}/where",
+        )
+        pick.outputs[0].name, pick.outputs[0].dtype, pick.outputs[0].shape = f"{name}/original", ir.DataType.INT64, result.shape
+        graph.insert_after(node, pick)
+        for user, k in users:
+            user.replace_input_with(k, pick.outputs[0])
+
+
+def _result_sizes(writer: SizeWriter) -> dict[int, int]:
+    """New sizes of the result's axes that were cut."""
+    shape = writer.result_shape
+    masks = {axis: writer.after(axis) for axis in range(len(shape))}
+    return {axis: int(mask.sum()) for axis, mask in masks.items() if not mask.all()}
+
+
+def _reshape(writer: SizeWriter) -> None:
+    target = writer.held(1)
+    if target is None:
+        return
+    moving = writer.program.moving.get(writer.node.outputs[0].name or "", frozenset())
+    inferred = -1 in target
+    entries: dict[int, int] = {}
+    for axis, n in _result_sizes(writer).items():
+        if target[axis] == -1 and len(moving - {axis}) == len(moving):
+            entries[axis] = n if not moving else -1
+        elif axis in moving:
+            entries[axis] = -1
+        else:
+            entries[axis] = n
+    if inferred and any(target[axis] != -1 and n == -1 for axis, n in entries.items()):
+        entries.update({axis: writer.result_shape[axis] for axis in np.flatnonzero(target == -1) if axis not in entries})
+    writer.put(1, entries)
+
+
+def _expand(writer: SizeWriter) -> None:
+    held = writer.held(1)
+    if held is None:
+        return
+    shift = len(writer.result_shape) - len(held)
+    writer.put(1, {a - shift: n for a, n in _result_sizes(writer).items() if a >= shift and held[a - shift] != 1})
+
+
+def _tile(writer: SizeWriter) -> None:
+    sizes = _result_sizes(writer)
+    writer.put(1, {axis: n // int(writer.before(axis).sum()) for axis, n in sizes.items()})
+
+
+def _constant_of_shape(writer: SizeWriter) -> None:
+    writer.put(0, _result_sizes(writer))
+
+
+def _resize(writer: SizeWriter) -> None:
+    sizes = writer.held(3)
+    if sizes is not None and sizes.size:
+        axes = attribute(writer.node, "axes") or range(len(sizes))
+        new = _result_sizes(writer)
+        writer.put(3, {i: new[int(a)] for i, a in enumerate(axes) if int(a) in new})
+
+
+def _split(writer: SizeWriter) -> None:
+    rank = len(writer.shape)
+    axis = int(attribute(writer.node, "axis", 0)) % rank
+    masks = [writer.after(axis, k) for k in range(len(writer.node.outputs))]
+    if all(mask.all() for mask in masks):
+        return
+    sizes = [int(mask.sum()) for mask in masks]
+    if attribute(writer.node, "split") is not None:
+        writer.node.attributes["split"] = ir.AttrInt64s("split", sizes)
+        return
+    opset = (writer.node.graph.opset_imports if writer.node.graph is not None else {}).get("", 13)
+    if opset < 13:
+        writer.node.attributes["split"] = ir.AttrInt64s("split", sizes)
+        return
+    writer.node.attributes.pop("num_outputs", None)
+    if len(writer.node.inputs) < 2:
+        writer.node.resize_inputs(2)
+    writer.node.replace_input_with(1, writer.constants.get(np.array(sizes, dtype=np.int64), f"{writer.node.name}/sizes"))
+
+
+def _bounds(writer: SizeWriter, name: str, k: int) -> Array | None:
+    held = attribute(writer.node, name)
+    return np.array(held, dtype=np.int64) if held is not None else writer.held(k)
+
+
+def _slice(writer: SizeWriter) -> None:
+    shape = writer.shape
+    starts, ends = _bounds(writer, "starts", 1), _bounds(writer, "ends", 2)
+    axes, steps = _bounds(writer, "axes", 3), writer.held(4)
+    if starts is None or ends is None:
+        return
+    new: tuple[dict[int, int], dict[int, int]] = ({}, {})
+    for i in range(len(starts)):
+        axis = int(axes[i]) % len(shape) if axes is not None else i
+        kept = writer.before(axis)
+        if kept.all():
+            continue
+        step = int(steps[i]) if steps is not None else 1
+        chosen = np.arange(shape[axis])[int(starts[i]) if abs(int(starts[i])) <= shape[axis] else None : _stop(int(ends[i]), shape[axis], step) : step]
+        place = np.cumsum(kept) - 1
+        left = place[chosen[kept[chosen]]]
+        begin = int(left[0])
+        end = int(left[-1]) + (1 if step > 0 else -1)
+        if len(left) > 1 and not np.array_equal(left, np.arange(begin, int(left[-1]) + np.sign(step), step)):
+            raise GraphpruneError(f"Slice {writer.node.name!r}: the kept indices of axis {axis} are not evenly spaced")
+        new[0][i] = begin
+        new[1][i] = -_ENDLESS if end < 0 else end
+    if not new[0]:
+        return
+    if attribute(writer.node, "starts") is not None:
+        for name, held, entries in (("starts", starts, new[0]), ("ends", ends, new[1])):
+            values = [entries.get(i, int(n)) for i, n in enumerate(held)]
+            writer.node.attributes[name] = ir.AttrInt64s(name, values)
+        return
+    writer.put(1, new[0])
+    writer.put(2, new[1])
+
+
+def _stop(end: int, n: int, step: int) -> int | None:
+    if step < 0:
+        return None if end < -n else end
+    return None if end > n else end
+
+
+def _gather(writer: SizeWriter) -> None:
+    shape = writer.shape
+    axis = int(attribute(writer.node, "axis", 0)) % len(shape)
+    kept = writer.before(axis)
+    if kept.all():
+        return
+    held = writer.held(1)
+    if held is None or held.ndim != 1:
+        raise GraphpruneError(f"Gather {writer.node.name!r}: axis {axis} was cut under computed indices")
+    chosen = held % shape[axis]
+    left = (np.cumsum(kept) - 1)[chosen[kept[chosen]]].astype(held.dtype)
+    writer.node.replace_input_with(1, writer.constants.get(left, f"{writer.node.name}/indices"))
+
+
+def _pad(writer: SizeWriter) -> None:
+    shape = writer.shape
+    held = _bounds(writer, "pads", 1)
+    if held is None:
+        return
+    axes = writer.held(3)
+    chosen = [int(a) % len(shape) for a in (axes if axes is not None else range(len(shape)))]
+    entries: dict[int, int] = {}
+    for i, axis in enumerate(chosen):
+        kept = writer.after(axis)
+        if not kept.all():
+            begin, end = int(held[i]), int(held[i + len(chosen)])
+            entries[i] = int(kept[:begin].sum())
+            entries[i + len(chosen)] = int(kept[len(kept) - end :].sum())
+    if attribute(writer.node, "pads") is not None:
+        values = [entries.get(i, int(n)) for i, n in enumerate(held)]
+        writer.node.attributes["pads"] = ir.AttrInt64s("pads", values)
+    elif entries:
+        writer.put(1, entries)
+
+
+_WRITERS: dict[str, Callable[[SizeWriter], None]] = {
+    "ConstantOfShape": _constant_of_shape,
+    "Expand": _expand,
+    "Gather": _gather,
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "Resize": _resize,
+    "Slice": _slice,
+    "Split": _split,
+    "Tile": _tile,
+}

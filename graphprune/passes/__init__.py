@@ -1,0 +1,1 @@
+"""Passes over a coupled program: score, allocate, shrink, repair, verify."""

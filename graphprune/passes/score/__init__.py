@@ -1,0 +1,75 @@
+"""Criteria: how important each unit of a group is. One number per unit; higher means more important."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graphprune.errors import InputError
+from graphprune.passes.score.base import NORMALIZERS, REDUCTIONS, Criterion, Scores, Tensors
+from graphprune.passes.score.chance import Random
+from graphprune.passes.score.registry import create
+from graphprune.passes.score.scales import BnScale
+from graphprune.passes.score.weights import Fpgm, Lamp, Magnitude
+
+if TYPE_CHECKING:
+    from graphprune.coupling.groups import Group
+
+__all__ = [
+    "CRITERIA",
+    "NORMALIZERS",
+    "REDUCTIONS",
+    "BnScale",
+    "Criterion",
+    "Fpgm",
+    "Lamp",
+    "Magnitude",
+    "Random",
+    "Scores",
+    "Tensors",
+    "criterion",
+    "score_groups",
+]
+
+CRITERIA: Mapping[str, Callable[..., Criterion]] = {
+    "bn-scale": BnScale,
+    "fpgm": Fpgm,
+    "lamp": Lamp,
+    "magnitude": Magnitude,
+    "random": Random,
+}
+
+
+def criterion(name: str, **options: object) -> Criterion:
+    """The criterion of that name with those options, for example ``criterion("magnitude", p=1)``.
+
+    Raises ``UsageError`` for an unknown name or option (with the nearest ones) or a value that makes no sense.
+    """
+    return create(CRITERIA, "criterion", name, options)
+
+
+def score_groups(
+    criterion: Criterion, groups: Iterable[Group], tensors: Tensors, *, scales: frozenset[str] = frozenset()
+) -> Scores:
+    """Score every group; ``tensors(name)`` gives a constant's values, ``scales`` names the BatchNorm scales among them.
+
+    ``Scores.notes`` has one line for each group on which the criterion had to fall back to something else. Raises
+    ``InputError`` where weights are NaN or infinite, or where a tensor does not fit its group.
+    """
+    values = {}
+    notes = []
+    for group in groups:
+        scored = np.asarray(criterion.score(group, tensors, scales=scales), dtype=np.float64)
+        wrong = np.count_nonzero(~np.isfinite(scored))
+        if scored.shape != (group.size,) or wrong:
+            raise InputError(
+                f"Criterion '{criterion.name}' gave group '{group.id}' scores of shape {scored.shape} with {wrong} "
+                f"values that are not finite; {group.size} finite ones are needed."
+            )
+        values[group.id] = scored
+        remark = criterion.remark(group, scales=scales)
+        if remark is not None:
+            notes.append(remark)
+    return Scores(values, tuple(notes))

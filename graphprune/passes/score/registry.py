@@ -1,0 +1,39 @@
+"""Things found by name, with their options; what is not found is answered with the nearest names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from graphprune.errors import UsageError
+
+T = TypeVar("T")
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A sentence part that offers the nearest of ``known`` names, or all of them where none is near."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(f"'{each}'" for each in close) + "?"
+    return "known are " + ", ".join(f"'{each}'" for each in known) + "." if known else "there are none."
+
+
+def create(table: Mapping[str, Callable[..., T]], what: str, name: str, options: Mapping[str, Any]) -> T:
+    """``table[name](**options)``; raises ``UsageError`` where the name or an option is unknown."""
+    if name not in table:
+        raise UsageError(f"There is no {what} '{name}'; {nearest(name, sorted(table))}")
+    make = table[name]
+    if dataclasses.is_dataclass(make):
+        fields = [each.name for each in dataclasses.fields(make)]
+        for option in options:
+            if option not in fields:
+                raise UsageError(f"The {what} '{name}' has no option '{option}'; {nearest(option, fields)}")
+    return make(**options)
+
+
+def one_of(owner: str, option: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise ``UsageError`` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise UsageError(f"{owner}: {option}={value!r} is not one of {', '.join(repr(each) for each in allowed)}.")

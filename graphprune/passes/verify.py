@@ -1,0 +1,173 @@
+"""Verify: the cut network equals the original in which the removed units are silenced where they are contracted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune.coupling.groups import Grouping, Keep
+from graphprune.errors import InputError
+from graphprune.ir.observe import random_feeds
+from graphprune.ir.program import Array, Program, Runner, graph_values
+from graphprune.ir.sizes import Constants
+from graphprune.passes.plan import PlanMember
+
+__all__ = ["Verdict", "Verify", "masked"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the comparison of the cut network with its masked original showed.
+
+    Attributes:
+        passed: every element of every output within ``atol + rtol * scale``, ``scale`` being the output's largest
+            magnitude.
+        max_abs: largest absolute difference over all outputs and samples.
+        max_rel: largest absolute difference over the largest magnitude of that output and sample.
+        samples: how many inputs were compared.
+        dtype: the precision in which both ran.
+        worst: name of the output with the largest relative difference.
+        difference_to_original: largest relative difference of the cut network to the unmasked original (what was lost).
+    """
+
+    passed: bool
+    max_abs: float
+    max_rel: float
+    samples: int
+    dtype: str
+    atol: float
+    rtol: float
+    worst: str
+    difference_to_original: float
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Masked equivalence on random inputs and given samples.
+
+    Args:
+        samples: number of random inputs.
+        atol, rtol: accepted difference: ``atol + rtol * max(abs(output))``.
+        seed: of the random inputs.
+    """
+
+    samples: int = 3
+    atol: float = 1e-6
+    rtol: float = 1e-4
+    seed: int = 0
+
+    def __call__(
+        self,
+        program: Program,
+        members: Sequence[PlanMember],
+        pruned: ir.Model,
+        run: Runner,
+        extra: Sequence[Mapping[str, Array]] = (),
+        dtype: str = "float32",
+    ) -> Verdict:
+        """Run the masked original and the cut network on the same inputs and compare.
+
+        Args:
+            program: the original, observed.
+            members: the plan's members: what was removed from which tensor.
+            pruned: the cut network.
+            run: executes a model; it decides the precision named ``dtype``.
+            extra: given samples, input name -> array.
+        """
+        silenced = masked(program, members)
+        feeds = [program.examples, *(random_feeds(program, self.seed + 1 + i) for i in range(self.samples)), *extra]
+        worst = (0.0, 0.0, "")
+        lost = 0.0
+        passed = True
+        for sample in feeds:
+            expected, found, dense = run(silenced, sample), run(pruned, sample), run(program.model, sample)
+            for name, want in expected.items():
+                absolute, relative, fits = self._compare(want, found[name])
+                passed &= fits
+                if (relative, absolute) >= worst[:2]:
+                    worst = (relative, absolute, name)
+                lost = max(lost, self._compare(dense[name], found[name])[1])
+        return Verdict(passed, worst[1], worst[0], len(feeds), dtype, self.atol, self.rtol, worst[2], lost)
+
+    def _compare(self, want: Array, found: Array) -> tuple[float, float, bool]:
+        if want.shape != found.shape:
+            return float("inf"), float("inf"), False
+        if want.size == 0:
+            return 0.0, 0.0, True
+        if want.dtype == np.bool_ or not np.issubdtype(want.dtype, np.number):
+            same = bool(np.array_equal(want, found))
+            return (0.0, 0.0, True) if same else (1.0, 1.0, False)
+        a, b = want.astype(np.float64), found.astype(np.float64)
+        both = (np.isnan(a) & np.isnan(b)) | (a == b)
+        gap = np.where(both, 0.0, np.abs(a - b))
+        finite = np.abs(a[np.isfinite(a)])
+        scale = float(finite.max()) if finite.size else 0.0
+        absolute = float(np.nan_to_num(gap, nan=np.inf).max())
+        relative = absolute / scale if scale else (0.0 if absolute == 0.0 else float("inf"))
+        return absolute, relative, absolute <= self.atol + self.rtol * scale
+
+
+def masked(program: Program, members: Sequence[PlanMember]) -> ir.Model:
+    """The original with the removed units silenced: a 0/1 mask multiplied onto each consumer and contracted value.
+
+    A plan's member says it all: tensor, axis and removed indices. Weights stay where they are (external data are not
+    copied); the mask is multiplied in when the model runs.
+    """
+    model = program.model.clone()
+    values = graph_values(model.graph)
+    constants = Constants(model.graph)
+    kept: dict[tuple[str, int], Array] = {}
+    for member in members:
+        if member.role not in ("consumer", "contracted") or not len(member.removed):
+            continue
+        if member.tensor not in values:
+            raise InputError(f"the plan names the tensor {member.tensor!r}, which the model does not have")
+        shape = program.shapes[member.tensor]
+        if len(shape) != member.rank or shape[member.axis] != member.size:
+            raise InputError(
+                f"the plan has {member.tensor!r} with {member.size} indices on axis {member.axis} of {member.rank}, "
+                f"the model has the shape {'x'.join(map(str, shape))}"
+            )
+        mask = kept.setdefault((member.tensor, member.axis), np.ones(member.size, dtype=np.bool_))
+        mask[np.asarray(member.removed)] = False
+    for (name, axis), mask in kept.items():
+        _silence(model.graph, values[name], axis, mask, len(program.shapes[name]), constants)
+    return model
+
+
+def _silence(graph: ir.Graph, value: ir.Value, axis: int, mask: Array, rank: int, constants: Constants) -> None:
+    dtype = value.dtype or ir.DataType.FLOAT
+    shape = [1] * rank
+    shape[axis] = len(mask)
+    factor = constants.get(mask.reshape(shape).astype(dtype.numpy()), f"{value.name}/mask_{axis}")
+    node = ir.node("Mul", inputs=[value, factor], name=f"{value.name}/silenced_{axis}")
+    node.outputs[0].name = f"{value.name}/silenced_{axis}"
+    node.outputs[0].dtype, node.outputs[0].shape = dtype, value.shape
+    users = [(user, k) for user, k in value.uses() if user is not node]
+    before = next((one for one in graph if any(one is user for user, _ in users)), None)
+    producer = value.producer()
+    if producer is not None and producer.graph is graph:
+        graph.insert_after(producer, node)
+    elif before is not None:
+        graph.insert_before(before, node)
+    else:
+        graph.append(node)
+    for user, k in users:
+        user.replace_input_with(k, node.outputs[0])
+
+
+def members_of(grouping: Grouping, keep: Keep) -> list[PlanMember]:
+    """What a plan removes from every tensor, group by group."""
+    members: list[PlanMember] = []
+    for one in grouping.groups:
+        chosen = keep.get(one.id)
+        if chosen is None or chosen.all():
+            continue
+        gone = np.append(~chosen, False)  # unit -1 (none) is never removed
+        for member in one.members:
+            removed = np.flatnonzero(gone[member.unit_of])
+            members.append(PlanMember(one.id, member.tensor, member.axis, member.size, member.rank, member.role, removed))
+    return members
