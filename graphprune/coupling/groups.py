@@ -15,7 +15,7 @@ from graphprune.coupling.notation import letters_of
 from graphprune.coupling.solve import Binding, Coupling
 from graphprune.coupling.space import Form, Refusal, Space, find, free_leaves, make_whole
 
-__all__ = ["Group", "Grouping", "Member", "Role", "group", "sources"]
+__all__ = ["Group", "Grouping", "Member", "Role", "group", "repeated", "sources"]
 
 Role = Literal["producer", "consumer", "rider", "contracted"]
 _RANK: dict[Role, int] = {"consumer": 0, "contracted": 1, "producer": 2, "rider": 3}
@@ -117,7 +117,7 @@ def group(coupling: Coupling) -> Grouping:
                     held[tensor, axis] = (role, space, rank)
     for entries in list(found.values()):
         for _, space, _ in entries.values():
-            for twice in _repeated(space):
+            for twice in repeated(space):
                 make_whole(twice, Refusal("it stands twice in one product"))
     families: dict[object, list[Space]] = {}
     for one, entries in found.items():
@@ -182,7 +182,7 @@ def sources(coupling: Coupling, value: ir.Value) -> list[tuple[str, list[Space]]
     ]
 
 
-def _repeated(space: Space) -> Iterator[Space]:
+def repeated(space: Space) -> Iterator[Space]:
     """Leaves that stand in two factors of one product: an index would belong to two units of one group."""
     space = find(space)
     if space.form is Form.PROD:
@@ -192,7 +192,7 @@ def _repeated(space: Space) -> Iterator[Space]:
             yield from seen & here
             seen |= here
     for kid in space.kids:
-        yield from _repeated(kid)
+        yield from repeated(kid)
 
 
 def _kind(family: list[Space], members: Iterable[Member]) -> str:

@@ -26,7 +26,7 @@ from functools import lru_cache
 
 from graphprune.errors import NotationError, RuleError
 
-__all__ = ["Axis", "Factor", "Layout", "Letter", "Line", "Product", "Segments", "lay_out", "parse", "write"]
+__all__ = ["Axis", "Factor", "Layout", "Letter", "Line", "Product", "Segments", "lay_out", "parse", "write", "write_line"]
 
 
 @dataclass(frozen=True)
@@ -310,6 +310,28 @@ def write(axis: Axis) -> str:
         return str(axis.n)
     joint = " + " if isinstance(axis, Segments) else " "
     return "(" + joint.join(write(term) for term in axis.terms) + ")"
+
+
+def _write_operand(operand: Operand) -> str:
+    axes = ("_" if operand.ignored else ".") if operand.axes is None else " ".join(write(axis) for axis in operand.axes)
+    return axes + "?" * operand.optional
+
+
+def write_line(line: Line) -> str:
+    """The text of a line; ``parse`` reads the same line from it."""
+    ins = ", ".join([*map(_write_operand, line.operands), *["..."] * line.repeats])
+    outs = ", ".join(map(_write_operand, line.results))
+    clauses = [
+        f"{letter}=@{source.name}" + (f":{source.default}" if source.default is not None else "")
+        for letter, source in line.attributes
+    ]
+    clauses += [f"{letter}={n}" for letter, n in line.sizes]
+    clauses += [f"{kind}: {' '.join(sorted(names))}" for kind, names in (("whole", line.whole), ("stat", line.stat)) if names]
+    if line.macs:
+        clauses.append("macs: " + " + ".join(" ".join(map(str, term)) for term in line.macs))
+    if line.scale is not None:
+        clauses.append(f"scale: {line.scale}")
+    return " | ".join([f"{ins} -> {outs}".strip(), *clauses])
 
 
 @dataclass(frozen=True)

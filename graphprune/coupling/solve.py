@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod as multiply
 
@@ -14,9 +14,22 @@ from graphprune.coupling.space import ONE, Refusal, Space, leaf, make_stat, make
 from graphprune.errors import RuleError
 from graphprune.ir.program import Program, inputs_of
 
-__all__ = ["Binding", "Coupling", "couple"]
+__all__ = ["Binding", "Coupling", "couple", "describe"]
 
 _PRIVATE = 1 << 16  # elements up to which a shared vector of constants is copied for each of its uses
+
+
+def describe(node: ir.Node, program: Program) -> str:
+    """The line that a node's rule gives.
+
+    Raises:
+        Refuse: there is no rule, or it cannot describe this node.
+    """
+    one = rule_for(node)
+    if one is None:
+        domain = f" of domain {node.domain!r}" if node.domain not in ("", "ai.onnx") else ""
+        raise Refuse(f"no rule is known for the operator{domain}")
+    return one.for_node(NodeView(node, program))
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class Coupling:
     refusals: list[Refusal] = field(default_factory=list)
     private: frozenset[str] = frozenset()
     moves: dict[str, Binding] = field(default_factory=dict)
+    describe: Callable[[ir.Node, Program], str] = field(default=describe, repr=False)
 
     def axes(self, node: ir.Node, k: int) -> list[Space]:
         """Spaces of operand ``k``, one per axis."""
@@ -66,13 +80,20 @@ class Coupling:
         return [leaf(n) if n else whole(0, Refusal("the axis is empty")) for n in self.program.shapes.get(name, ())]
 
 
-def couple(program: Program) -> Coupling:
+def couple(
+    program: Program, *, closed: bool = True, describe: Callable[[ir.Node, Program], str] = describe
+) -> Coupling:
     """Solve the statements of every node.
 
     Never fails on a network: what has no rule, or does not fit its rule, becomes whole with the reason kept.
+
+    Args:
+        program: the observed network.
+        closed: the network's inputs and outputs are never cut; the laws look at a single operator with all axes open.
+        describe: the line of a node; the laws put sabotaged lines here.
     """
-    coupling = Coupling(program, private=_private(program))
-    for value in inputs_of(program.model):
+    coupling = Coupling(program, private=_private(program), describe=describe)
+    for value in inputs_of(program.model) if closed else ():
         _close(coupling, value, Refusal("it is an input of the network"))
     for node in program.model.graph:
         if any((value.name in program.fixed) for value in node.outputs):
@@ -88,7 +109,7 @@ def couple(program: Program) -> Coupling:
             make_whole(space, Refusal("it holds sizes", tensor=name, axis=axis))
     for node in program.live:
         _state(coupling, node, live=True)
-    for value in program.model.graph.outputs:
+    for value in program.model.graph.outputs if closed else ():
         _close(coupling, value, Refusal("it is an output of the network"))
     return coupling
 
@@ -145,13 +166,8 @@ def captures(node: ir.Node) -> list[ir.Value]:
 
 
 def _state(coupling: Coupling, node: ir.Node, *, live: bool) -> None:
-    one = rule_for(node)
     try:
-        if one is None:
-            domain = f" of domain {node.domain!r}" if node.domain not in ("", "ai.onnx") else ""
-            raise Refuse(f"no rule is known for the operator{domain}")
-        text = one.for_node(NodeView(node, coupling.program))
-        _bind(coupling, node, text, live)
+        _bind(coupling, node, coupling.describe(node, coupling.program), live)
     except (Refuse, RuleError) as refused:
         if live:
             _barrier(coupling, node, str(refused))

@@ -268,10 +268,13 @@ def _second_looks(program: Program, observer: _Observer, unknown: list[str]) -> 
 
     def look(names: set[str]) -> Seen | None:
         for change in changes:
+            feeds = _with_other_sizes(program, program.examples, names, change)
             try:
-                return observer(_with_other_sizes(program, program.examples, names, change))
+                seen = observer(feeds)
             except InputError:
                 continue
+            program.other_examples.append(feeds)
+            return seen
         return None
 
     together = look(set(unknown))

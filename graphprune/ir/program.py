@@ -34,6 +34,7 @@ class Program:
     Attributes:
         model: the network as read, every value named, names unique per graph.
         examples: an array per graph input.
+        other_examples: inputs of other sizes that ran as well, where dimensions are symbolic.
         shapes: the observed shape of every tensor of the outer graph, by name.
         moving: axes whose size follows a symbolic dimension of the inputs, by name.
         small: observed contents of small values that depend on sizes or constants only (Reshape targets, Slice
@@ -48,6 +49,7 @@ class Program:
 
     model: ir.Model
     examples: dict[str, Array] = field(default_factory=dict)
+    other_examples: list[dict[str, Array]] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     moving: dict[str, frozenset[int]] = field(default_factory=dict)
     small: dict[str, Array] = field(default_factory=dict)

@@ -67,6 +67,16 @@ class Cost:
             shares.append(held / total if total else 0.0)
         return shares[0], shares[1]
 
+    def shares(self) -> dict[str, tuple[int, int]]:
+        """Per group id the parameters and the multiply-accumulates of all terms that the group stands in."""
+        found: dict[str, list[int]] = {one.id: [0, 0] for one in self.grouping.groups}
+        for at, terms in enumerate((self.weights, self.work)):
+            for _, (number, spaces) in terms:
+                size = number * multiply(space.n for space in spaces)
+                for name in {self.grouping.place[p][0] for s in spaces for p in free_leaves(s) if p in self.grouping.place}:
+                    found[name][at] += size
+        return {name: (params, macs) for name, (params, macs) in found.items()}
+
     def _total(self, terms: Iterable[Term], keep: Keep) -> int:
         sizes: dict[Space, int] = {}
         total = 0

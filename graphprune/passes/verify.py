@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.coupling.groups import Grouping, Keep
 from graphprune.errors import InputError
 from graphprune.ir.observe import random_feeds
 from graphprune.ir.program import Array, Program, Runner, graph_values
@@ -77,19 +76,20 @@ class Verify:
             run: executes a model; it decides the precision named ``dtype``.
             extra: given samples, input name -> array.
         """
-        silenced = masked(program, members)
-        feeds = [program.examples, *(random_feeds(program, self.seed + 1 + i) for i in range(self.samples)), *extra]
+        fresh = [random_feeds(program, self.seed + 1 + i) for i in range(self.samples)]
+        feeds = [program.examples, *fresh, *program.other_examples, *extra]
+        # one model after the other, so that one session is held at a time
+        expected, found, dense = ([run(model, sample) for sample in feeds] for model in (masked(program, members), pruned, program.model))
         worst = (0.0, 0.0, "")
         lost = 0.0
         passed = True
-        for sample in feeds:
-            expected, found, dense = run(silenced, sample), run(pruned, sample), run(program.model, sample)
-            for name, want in expected.items():
-                absolute, relative, fits = self._compare(want, found[name])
+        for want, have, full in zip(expected, found, dense, strict=True):
+            for name, value in want.items():
+                absolute, relative, fits = self._compare(value, have[name])
                 passed &= fits
                 if (relative, absolute) >= worst[:2]:
                     worst = (relative, absolute, name)
-                lost = max(lost, self._compare(dense[name], found[name])[1])
+                lost = max(lost, self._compare(full[name], have[name])[1])
         return Verdict(passed, worst[1], worst[0], len(feeds), dtype, self.atol, self.rtol, worst[2], lost)
 
     def _compare(self, want: Array, found: Array) -> tuple[float, float, bool]:
@@ -158,16 +158,3 @@ def _silence(graph: ir.Graph, value: ir.Value, axis: int, mask: Array, rank: int
     for user, k in users:
         user.replace_input_with(k, node.outputs[0])
 
-
-def members_of(grouping: Grouping, keep: Keep) -> list[PlanMember]:
-    """What a plan removes from every tensor, group by group."""
-    members: list[PlanMember] = []
-    for one in grouping.groups:
-        chosen = keep.get(one.id)
-        if chosen is None or chosen.all():
-            continue
-        gone = np.append(~chosen, False)  # unit -1 (none) is never removed
-        for member in one.members:
-            removed = np.flatnonzero(gone[member.unit_of])
-            members.append(PlanMember(one.id, member.tensor, member.axis, member.size, member.rank, member.role, removed))
-    return members

@@ -1,0 +1,57 @@
+"""graphprune: a graph-based structured-pruning compiler over ONNX and FX.
+
+>>> import graphprune
+>>> network = graphprune.load("rec.onnx")
+>>> print(network.analyze().governed_params)
+>>> result = network.export("out", target_macs="0.7x")
+>>> print(result.verdict, result.comparison.ratio)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from graphprune._version import __version__
+
+if TYPE_CHECKING:
+    from graphprune.coupling.groups import Group
+    from graphprune.ir.program import Program
+    from graphprune.passes.plan import Plan
+    from graphprune.pipeline import Analysis, ExportOptions, ExportResult, Network, load, verify_files
+
+# Everything is imported when it is first used: `import graphprune` stays light.
+_LAZY = {
+    "Analysis": "graphprune.pipeline",
+    "ExportOptions": "graphprune.pipeline",
+    "ExportResult": "graphprune.pipeline",
+    "Group": "graphprune.coupling.groups",
+    "Network": "graphprune.pipeline",
+    "Plan": "graphprune.passes.plan",
+    "Program": "graphprune.ir.program",
+    "load": "graphprune.pipeline",
+    "verify_files": "graphprune.pipeline",
+}
+
+__all__ = [
+    "Analysis",
+    "ExportOptions",
+    "ExportResult",
+    "Group",
+    "Network",
+    "Plan",
+    "Program",
+    "__version__",
+    "load",
+    "verify_files",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'graphprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

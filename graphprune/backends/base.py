@@ -1,0 +1,256 @@
+"""What a backend is, and how one is found by its name.
+
+A third party adds a backend through an entry point of the group ``graphprune.backends``: its name is the backend's
+name, its object a :class:`Backend` or a function without arguments that returns one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from graphprune.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "ENTRY_POINTS",
+    "Availability",
+    "Backend",
+    "BackendOptions",
+    "Session",
+    "backend_names",
+    "get_backend",
+    "machine",
+    "physical_cores",
+    "survey",
+]
+
+ENTRY_POINTS = "graphprune.backends"
+_BUILT_IN = ("onnxruntime",)
+
+# Extensions that decide which kernels a CPU runtime takes; a virtual machine's model name alone does not tell them.
+_ISA = (
+    *("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"),
+    *("avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2"),
+)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can be used here.
+
+    Attributes:
+        usable: True when a model can be loaded and run now.
+        version: The runtime's version, where it could be found out.
+        reason: Why it cannot be used, and what would make it usable; empty when it can.
+        providers: The devices or execution providers that it offers here, in its own order of preference.
+    """
+
+    usable: bool
+    version: str | None = None
+    reason: str = ""
+    providers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """How a network is run. Part of every fingerprint.
+
+    Attributes:
+        threads: Threads inside one operator; None: as many as physical cores may be used by this process.
+        providers: Execution providers in the order of preference, by the backend's own names.
+        spinning: Whether idle threads of the pool may wait actively for work, which most runtimes do by default.
+
+    Raises:
+        UsageError: threads below 1, or no provider.
+    """
+
+    threads: int | None = None
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    spinning: bool = True
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads={self.threads}: give 1 or more, or leave it out for one per physical core.")
+        if not self.providers:
+            raise UsageError("providers is empty: give at least one execution provider, e.g. CPUExecutionProvider.")
+
+    def thread_count(self) -> int:
+        """The number of threads that is really used."""
+        return self.threads if self.threads is not None else physical_cores()
+
+
+class Session(Protocol):
+    """A network loaded by a backend."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that must be fed."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs, in the model's order."""
+        ...
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs once. Raises InputError when the feeds do not fit or an operator fails."""
+        ...
+
+    def prepare(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """A function without arguments that does one whole inference on ``feeds``: what is timed.
+
+        Everything that a caller in production does once (checks, binding, copies to the device) is done here.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A runtime."""
+
+    @property
+    def name(self) -> str:
+        """The name that ``--backend`` takes."""
+        ...
+
+    def available(self) -> Availability:
+        """Whether it can be used here. Never raises."""
+        ...
+
+    def load(self, path: Path, options: BackendOptions) -> Session:
+        """Builds an ONNX file (external data are looked for beside it) with the backend's own optimisations on.
+
+        Raises:
+            InputError: the file cannot be read, or the backend cannot build it.
+            UsageError: an option that the backend does not have, such as an unknown provider.
+        """
+        ...
+
+    def fingerprint(self, options: BackendOptions) -> dict[str, Any]:
+        """All that a time depends on besides the network: figures with different fingerprints are not comparable.
+
+        JSON types only; at least ``backend``, ``version``, ``device``, ``threads``, ``providers`` and ``precision``.
+        """
+        ...
+
+
+def backend_names() -> tuple[str, ...]:
+    """Every name that :func:`get_backend` takes: the built-in ones first, then those of installed packages."""
+    found = {entry.name for entry in entry_points(group=ENTRY_POINTS)}
+    return (*_BUILT_IN, *sorted(found - set(_BUILT_IN)))
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of that name. A built-in backend is never replaced by an installed package's.
+
+    Raises:
+        UsageError: no such backend, or the package that declares it cannot be imported.
+    """
+    if name == "onnxruntime":
+        from graphprune.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend()
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name == name:
+            return _load_entry(entry)
+    names = backend_names()
+    near = get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UsageError(f"unknown backend {name!r}: {hint}known here: {', '.join(names)}.")
+
+
+def survey() -> tuple[tuple[str, Availability], ...]:
+    """Every backend with its availability; one that cannot even be imported is listed with the reason."""
+    rows = []
+    for name in backend_names():
+        try:
+            rows.append((name, get_backend(name).available()))
+        except UsageError as error:
+            rows.append((name, Availability(usable=False, reason=str(error))))
+    return tuple(rows)
+
+
+def _load_entry(entry: EntryPoint) -> Backend:
+    try:
+        found = entry.load()
+        backend: Backend = found() if callable(found) else found
+        missing = [part for part in ("name", "available", "load", "fingerprint") if not hasattr(backend, part)]
+    except Exception as error:  # a plug-in may fail in any way, and must not take the others with it
+        raise UsageError(
+            f"backend {entry.name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}. "
+            "Repair or uninstall the package that declares it."
+        ) from error
+    if missing:
+        raise UsageError(f"backend {entry.name!r} ({entry.value}) is no backend: it lacks {', '.join(missing)}.")
+    return backend
+
+
+def physical_cores() -> int:
+    """Physical cores this process may use: its CPU affinity without hyper-threads, limited by the cgroup's quota."""
+    allowed = _allowed_cpus()
+    cores = set()
+    for cpu in allowed:
+        siblings = _read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings if siblings else str(cpu))
+    count = len(cores) or 1
+    quota = _cpu_quota()
+    return count if quota is None else max(1, min(count, math.ceil(quota)))
+
+
+def _allowed_cpus() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def _cpu_quota() -> float | None:
+    """Processors' worth of time that the control group grants, or None without a limit (versions 2 and 1)."""
+    period: str | None
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    if not quota:
+        quota, period = (_read(f"/sys/fs/cgroup/cpu/cpu.cfs_{part}_us") for part in ("quota", "period"))
+    try:
+        share = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):  # "max", or no control group at all
+        return None
+    return share if share > 0 else None
+
+
+@cache
+def _cpu() -> tuple[str, tuple[str, ...]]:
+    fields: dict[str, str] = {}
+    for line in _read("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    model = fields.get("model name") or platform.processor() or platform.machine()
+    flags = set((fields.get("flags") or fields.get("features") or "").split())
+    return model, tuple(flag for flag in _ISA if flag in flags)
+
+
+def machine() -> dict[str, Any]:
+    """What a CPU time depends on: ``device`` (CPU model), ``isa``, ``architecture``, ``os``, ``cores`` usable."""
+    model, isa = _cpu()
+    return {
+        "device": model,
+        "architecture": platform.machine(),
+        "isa": list(isa),
+        "os": platform.system(),
+        "cores": physical_cores(),
+    }
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

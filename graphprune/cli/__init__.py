@@ -1,0 +1,1 @@
+"""The command line: ``main`` is the frame, one module per verb, ``options`` what the verbs share."""

@@ -1,0 +1,98 @@
+"""``graphprune export``: prune to a target, prove the cut, measure it, write the artefacts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graphprune.cli.options import atol_option, duration_option, exclude_option, include_option, input_shapes_option
+from graphprune.cli.options import json_option, rtol_option, seed_option, threads_option, warm_up_ms_option
+
+
+def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    from graphprune.errors import UsageError
+
+    options: dict[str, Any] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key or not value:
+            raise UsageError(f"--criterion-option {text!r}: write KEY=VALUE, for example p=1 or normalize=max")
+        options[key] = int(value) if value.lstrip("-").isdigit() else tuple(value.split(",")) if "," in value else value
+    return options
+
+
+@click.command("export")
+@click.argument("model")
+@click.option("-o", "--output", "out", required=True, metavar="DIR", help="Folder for the artefacts.")
+@click.option("--target-params", metavar="T", help="Parameters: 0.5x of the original, or a number (800k, 12.5M).")
+@click.option("--target-macs", metavar="T", help="Multiply-accumulates: 0.5x of the original, or a number (1.2G).")
+@click.option("--plan", type=click.Path(path_type=Path), metavar="FILE", help="Replay a saved plan instead.")
+@input_shapes_option()
+@click.option("--criterion", default="magnitude", show_default=True, help="magnitude, lamp, fpgm, bn-scale or random.")
+@click.option(
+    "--criterion-option", "criterion_options", multiple=True, callback=_criterion_options, metavar="KEY=VALUE",
+    help="An option of the criterion, such as p=1 or normalize=max. Repeatable.",
+)  # fmt: skip
+@click.option("--allocation", default="global", show_default=True, help="global or uniform.")
+@click.option(
+    "--floor", type=click.FloatRange(0.0, 1.0), default=0.1, show_default=True, metavar="X",
+    help="Least share of every group's units that stays (one unit at least).",
+)  # fmt: skip
+@click.option(
+    "--align", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    help="Keep channels in multiples of N.",
+)  # fmt: skip
+@include_option()
+@exclude_option()
+@click.option("--stat", is_flag=True, help="Also cut inexact groups (a statistic is computed over them).")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Hold the artefact to its masked original.")
+@click.option(
+    "--verify-dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True,
+    help="Precision of the verification; float64 runs on the ONNX reference implementation, slowly.",
+)  # fmt: skip
+@click.option("--samples", type=click.IntRange(min=1), default=3, show_default=True, help="Random inputs to verify on.")
+@atol_option(1e-6)
+@rtol_option(1e-4)
+@click.option("--measure/--no-measure", default=True, show_default=True, help="Measure original and artefact in turn.")
+@duration_option("3s")
+@warm_up_ms_option()
+@threads_option()
+@click.option("--keep-source", is_flag=True, help="For a module: leave the traced network as source.onnx.")
+@seed_option()
+@json_option()
+def command(
+    model: str,
+    out: str,
+    input_shapes: dict[str | None, tuple[int, ...]],
+    measure: bool,
+    duration: float,
+    warm_up_ms: float,
+    threads: int | None,
+    seed: int,
+    json_output: bool,
+    **options: Any,
+) -> None:
+    """Prune MODEL to a target and write model.onnx, plan.json and manifest.json to the output folder.
+
+    MODEL is an ONNX file, or file.py:factory or package.module:factory for a PyTorch module.
+
+    Exit codes: 0 done; 2 usage or unreadable input; 3 target cannot be met; 4 verification failed; 6 nothing prunable.
+    """
+    from graphprune.backends.base import BackendOptions
+    from graphprune.latency.measure import MeasureOptions
+    from graphprune.pipeline import ExportOptions, check_targets, load
+    from graphprune.report.tables import console, export_report
+
+    timing = MeasureOptions(
+        duration=duration, warm_up_ms=warm_up_ms, seed=seed, backend_options=BackendOptions(threads=threads)
+    )
+    asked = ExportOptions(measure=timing if measure else None, seed=seed, **options)
+    check_targets(asked, out)  # before any work
+    result = load(model, input_shapes=input_shapes, seed=seed).export(out, asked)
+    if json_output:
+        click.echo(json.dumps(result.to_json(), indent=2))
+    else:
+        export_report(result, console())

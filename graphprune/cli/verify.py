@@ -1,0 +1,53 @@
+"""``graphprune verify``: masked equivalence of a pruned file with its original, from the saved plan."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from graphprune.cli.options import atol_option, input_shapes_option, json_option, rtol_option, seed_option
+
+
+@click.command("verify")
+@click.argument("original")
+@click.argument("pruned", type=click.Path(path_type=Path))
+@click.argument("plan", type=click.Path(path_type=Path))
+@input_shapes_option()
+@click.option("--samples", type=click.IntRange(min=1), default=3, show_default=True, help="Random inputs to compare.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True,
+    help="Precision of both: float64 runs on the ONNX reference implementation, slowly.",
+)  # fmt: skip
+@atol_option(1e-6)
+@rtol_option(1e-4)
+@seed_option()
+@json_option()
+def command(
+    original: str,
+    pruned: Path,
+    plan: Path,
+    input_shapes: dict[str | None, tuple[int, ...]],
+    samples: int,
+    dtype: str,
+    atol: float,
+    rtol: float,
+    seed: int,
+    json_output: bool,
+) -> None:
+    """Prove that PRUNED equals ORIGINAL with the units that PLAN removes silenced."""
+    from graphprune.errors import VerificationError
+    from graphprune.passes.verify import Verify
+    from graphprune.pipeline import verify_files
+    from graphprune.report.tables import console, verdict_line
+
+    check = Verify(samples, atol, rtol, seed)
+    verdict = verify_files(original, pruned, plan, input_shapes=input_shapes, check=check, dtype=dtype, seed=seed)
+    if json_output:
+        click.echo(json.dumps(asdict(verdict), indent=2))
+    else:
+        console().print(verdict_line(verdict))
+    if not verdict.passed:
+        raise VerificationError(f"'{pruned}' is not '{original}' with the plan's units removed")

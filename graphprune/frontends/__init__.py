@@ -1,0 +1,1 @@
+"""Ways in: what a user has (an ONNX file, a PyTorch module) becomes an ``onnx_ir.Model``."""

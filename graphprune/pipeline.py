@@ -1,0 +1,457 @@
+"""The way of the data, end to end: load, observe, couple, score, allocate, shrink, verify, measure, write."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphprune.backends.runner import OrtRunner
+from graphprune.coupling.explain import AxisReport, explain
+from graphprune.coupling.groups import Group, Grouping, group
+from graphprune.coupling.registry import rule_for
+from graphprune.coupling.solve import couple
+from graphprune.errors import NothingPrunableError, UsageError, VerificationError
+from graphprune.ir.clean import clean
+from graphprune.ir.files import output_folder
+from graphprune.ir.observe import observe
+from graphprune.ir.program import Array, Program
+from graphprune.ir.store import external_locations, sha256_of, write_onnx
+from graphprune.latency.measure import Comparison, MeasureOptions, measure
+from graphprune.passes.allocate import Allocation, Target, allocator
+from graphprune.passes.allocate.target import Quantity
+from graphprune.passes.cost import Cost
+from graphprune.passes.files import keep_of, members_of, plan_document, read_plan, replay, saved_members, write_plan
+from graphprune.passes.plan import Plan, PlanMember
+from graphprune.passes.score import criterion, score_groups
+from graphprune.passes.selection import Selection
+from graphprune.passes.shrink import Shrink
+from graphprune.passes.verify import Verdict, Verify
+from graphprune.report.manifest import analysis_document, manifest_document, to_bytes
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["Analysis", "ExportOptions", "ExportResult", "Network", "load", "verify_files"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What can be pruned.
+
+    Attributes:
+        groups: all groups, exact and stat.
+        params, macs: of the whole network (MACs on the example inputs).
+        governed_params, governed_macs: share in whose tensors (contractions) an exact group stands.
+        shares: per group id the parameters and MACs of the tensors and contractions that it stands in.
+        refusals: operators that nothing is cut through, with node and reason.
+        input_shapes: of the example inputs.
+        parameter_names: tensor -> the user's own parameter name, for a module.
+    """
+
+    groups: tuple[Group, ...]
+    params: int
+    macs: int
+    governed_params: float
+    governed_macs: float
+    shares: Mapping[str, tuple[int, int]]
+    refusals: tuple[str, ...]
+    input_shapes: Mapping[str, tuple[int, ...]]
+    parameter_names: Mapping[str, str]
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as ``graphprune analyze --json`` prints it."""
+        return analysis_document(self)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export; the command line's options one by one.
+
+    Attributes:
+        target_params, target_macs: ``"0.5x"`` of the original or an absolute number as text; None: no such target.
+        plan: a saved plan to replay instead of scoring and allocating.
+        criterion, criterion_options: see :func:`graphprune.passes.score.criterion`.
+        allocation: ``global`` or ``uniform``.
+        floor: least share of every group's units that stays.
+        align: kept channels are multiples of it.
+        include, exclude: name patterns, see :class:`graphprune.passes.selection.Selection`.
+        stat: also cut groups over which a statistic is computed (inexact).
+        verify: hold the artefact to the masked equivalence; ``verify_dtype`` is ``float32`` or ``float64``.
+        measure: measure original and artefact in turn on this machine; None leaves it out.
+        keep_source: for a module, leave the traced network beside the artefact as ``source.onnx``.
+        seed: of random inputs and the random criterion.
+    """
+
+    target_params: str | None = None
+    target_macs: str | None = None
+    plan: Path | None = None
+    criterion: str = "magnitude"
+    criterion_options: Mapping[str, Any] = field(default_factory=dict)
+    allocation: str = "global"
+    floor: float = 0.1
+    align: int = 1
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    stat: bool = False
+    verify: bool = True
+    verify_dtype: str = "float32"
+    samples: int = 3
+    atol: float = 1e-6
+    rtol: float = 1e-4
+    measure: MeasureOptions | None = field(default_factory=MeasureOptions)
+    keep_source: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export did.
+
+    Attributes:
+        folder: where the artefacts are; ``model``, ``plan_path`` and ``manifest_path`` lie in it.
+        plan: the units that stay.
+        original, reached: parameters and MACs before and after.
+        asked: the targets as limits; empty when a plan was replayed.
+        verdict: of the masked equivalence; None if it was not asked for.
+        comparison: measured latency of the artefact against the original; None if it was not asked for.
+        manifest: everything above and more, as written.
+    """
+
+    folder: Path
+    model: Path
+    plan_path: Path
+    manifest_path: Path
+    plan: Plan
+    original: Mapping[str, int]
+    reached: Mapping[str, int]
+    asked: Mapping[str, int]
+    verdict: Verdict | None
+    comparison: Comparison | None
+    notes: tuple[str, ...]
+    manifest: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest."""
+        return dict(self.manifest)
+
+
+class Network:
+    """A loaded network: analyse it, explain an axis, export a smaller one. Its source is never modified."""
+
+    def __init__(self, program: Program, source: Path | None, name: str, seconds: dict[str, float]) -> None:
+        self.program = program
+        self.source = source
+        self.name = name
+        self.seconds = seconds
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        """The solved coupling and its groups."""
+        with _timed(self.seconds, "couple"):
+            return group(couple(self.program))
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Parameters and MACs under any plan."""
+        return Cost.of(self.grouping)
+
+    def analyze(self) -> Analysis:
+        """Groups, what they govern, and what refuses and why."""
+        grouping, cost = self.grouping, self.cost
+        exact = [one for one in grouping.groups if one.exact]
+        params, macs = cost.governed(exact)
+        return Analysis(
+            grouping.groups,
+            cost.params({}),
+            cost.macs({}),
+            params,
+            macs,
+            cost.shares(),
+            tuple(str(refusal) for refusal in grouping.coupling.refusals),
+            {name: array.shape for name, array in self.program.examples.items()},
+            self.program.parameter_names,
+            self.program.notes,
+            dict(self.seconds),
+        )
+
+    def explain(self, tensor: str, axis: int) -> AxisReport:
+        """What an axis is tied to, or why it cannot be cut. Raises UsageError for an unknown tensor or axis."""
+        return explain(self.grouping, tensor, axis)
+
+    def export(self, out: str | os.PathLike[str], options: ExportOptions | None = None, **changes: Any) -> ExportResult:
+        """Prune to the targets, prove the cut, measure it and write the artefacts.
+
+        Args:
+            out: folder for ``model.onnx``, ``plan.json`` and ``manifest.json`` (and their data files).
+            options: all options; ``changes`` are single ones by name: ``export("out", target_macs="0.7x")``.
+
+        Raises:
+            UsageError: targets, names or the folder make no sense. NothingPrunableError, TargetError: it cannot be
+            done. VerificationError: the cut network is not equal to its masked original; nothing is written.
+        """
+        if options is not None and changes:
+            raise UsageError("export takes either options or single options by name, not both")
+        return _Export(self, Path(out), options or ExportOptions(**changes)).run()
+
+
+def load(
+    source: str | os.PathLike[str] | Any,
+    *,
+    inputs: Any = None,
+    input_shapes: Mapping[str | None, tuple[int, ...]] | None = None,
+    seed: int = 0,
+) -> Network:
+    """Read a network and run it once to see its shapes.
+
+    Args:
+        source: an ONNX file; ``file.py:factory`` or ``package.module:factory`` for a PyTorch module; or a module.
+        inputs: example inputs: arrays by name for an ONNX file; a tuple or a dictionary of tensors for a module.
+        input_shapes: shapes by input name (None for the only input) where no example is given.
+        seed: of random example inputs.
+
+    Raises:
+        InputError, UsageError: it cannot be read, traced or run.
+    """
+    seconds: dict[str, float] = {}
+    parameter_names: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+    given: Mapping[str, Array] | None = inputs
+    path: Path | None = None
+    with _timed(seconds, "load"):
+        if _is_module(source):
+            from graphprune.frontends.torch import read_module, resolve
+
+            made = resolve(str(source))() if isinstance(source, str) else source
+            traced = read_module(made, inputs=inputs, input_shapes=input_shapes, seed=seed)
+            model, given = traced.model, traced.examples
+            parameter_names, notes, input_shapes = dict(traced.parameter_names), traced.notes, None
+            name = str(source) if isinstance(source, str) else type(made).__name__
+        else:
+            from graphprune.frontends.onnx import read_onnx
+
+            path = Path(source)
+            model, name = read_onnx(path), path.name
+        clean(model)
+    with _timed(seconds, "observe"):
+        program = observe(
+            model, OrtRunner(), keep=_kept, given=given, input_shapes=input_shapes, seed=seed
+        )
+    program.source, program.parameter_names, program.notes = path, parameter_names, (*program.notes, *notes)
+    return Network(program, path, name, seconds)
+
+
+def verify_files(
+    original: str | os.PathLike[str],
+    pruned: str | os.PathLike[str],
+    plan: str | os.PathLike[str],
+    *,
+    input_shapes: Mapping[str | None, tuple[int, ...]] | None = None,
+    check: Verify | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Verdict:
+    """Hold a pruned ONNX file to the masked equivalence with its original, from the saved plan alone."""
+    from graphprune.frontends.onnx import read_onnx
+
+    document = read_plan(plan)
+    network = load(original, input_shapes=input_shapes, seed=seed)
+    if network.source is not None and sha256_of(network.source)[network.source.name] != document["source_sha256"]:
+        _log.warning("the plan was made from another file than '%s' (their SHA-256 differ)", original)
+    return _verify(network.program, saved_members(document), read_onnx(pruned), check or Verify(seed=seed), dtype)
+
+
+def _verify(
+    program: Program, members: Sequence[PlanMember], pruned: ir.Model, check: Verify, dtype: str
+) -> Verdict:
+    if dtype == "float64":
+        from graphprune.backends.reference import run_float64
+
+        return check(program, members, pruned, run_float64, dtype=dtype)
+    return check(program, members, pruned, OrtRunner(), dtype=dtype)
+
+
+def _kept(node: ir.Node) -> bool:
+    one = rule_for(node)
+    return one is not None and one.keep
+
+
+def _is_module(source: Any) -> bool:
+    if isinstance(source, os.PathLike):
+        return False
+    if not isinstance(source, str):
+        return True
+    if Path(source).exists() or ":" not in source:
+        return False
+    from graphprune.frontends.torch import is_reference
+
+    return is_reference(source)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start
+    _log.debug("%s: %.3f s", step, seconds[step])
+
+
+def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[Target]:
+    """The targets as data; what can be known to be wrong before a network is read is said here.
+
+    Raises:
+        UsageError: no target and no plan, or both; a target that makes no sense; a folder that cannot be written.
+    """
+    asked: tuple[tuple[str | None, Quantity], ...] = (
+        (options.target_params, "params"),
+        (options.target_macs, "macs"),
+    )
+    targets = [Target.parse(text, quantity) for text, quantity in asked if text is not None]
+    if not targets and options.plan is None:
+        raise UsageError("say what to reach: --target-params 0.5x, --target-macs 0.7x, or --plan FILE to replay a plan")
+    if targets and options.plan is not None:
+        raise UsageError("a plan that is replayed (--plan) takes no target; leave one of them out")
+    output_folder(out)
+    return targets
+
+
+class _Export:
+    def __init__(self, network: Network, out: Path, options: ExportOptions) -> None:
+        self.network = network
+        self.options = options
+        self.targets = check_targets(options, out)
+        self.out = Path(out)
+        self.seconds = dict(network.seconds)
+
+    def run(self) -> ExportResult:
+        """All steps; files appear in the folder only when everything held."""
+        staging = Path(tempfile.mkdtemp(prefix=".graphprune-", dir=self.out))
+        try:
+            return self._run(staging)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _run(self, staging: Path) -> ExportResult:
+        network, options = self.network, self.options
+        allocation, plan, notes = self._plan()
+        keep = keep_of(plan, network.grouping)
+        source = self._source(staging)
+        document = plan_document(plan, network.grouping, source["sha256"])
+        with _timed(self.seconds, "shrink"):
+            written = write_onnx(Shrink(keep)(network.grouping), staging / "model.onnx")
+        (staging / "plan.json").write_bytes(write_plan(document))
+        verdict = self._verified(staging, members_of(network.grouping, keep))
+        comparison = None
+        if options.measure is not None:
+            with _timed(self.seconds, "measure"):
+                result = measure(source["path"], staging / "model.onnx", network.program.examples, options.measure)
+            assert isinstance(result, Comparison)
+            comparison = result
+        original = {"params": network.cost.params({}), "macs": network.cost.macs({})}
+        reached = {"params": network.cost.params(keep), "macs": network.cost.macs(keep)}
+        asked = dict(allocation.asked) if allocation is not None else {}
+        manifest = manifest_document(
+            network=network,
+            options=options,
+            plan=document,
+            source=source["files"],
+            artefact=sha256_of(staging / "model.onnx", [p.name for p in written[:-1]]),
+            original=original,
+            asked=asked,
+            reached=reached,
+            verdict=verdict,
+            comparison=comparison,
+            notes=notes,
+            seconds=self.seconds,
+        )
+        (staging / "manifest.json").write_bytes(to_bytes(manifest))
+        names = [*(path.name for path in written), "plan.json", "manifest.json"]
+        if options.keep_source and network.source is None:
+            names += [Path(name).name for name in source["files"]]
+        for name in names:  # the manifest last: where it is, everything is
+            os.replace(staging / name, self.out / name)
+        return ExportResult(
+            self.out,
+            self.out / "model.onnx",
+            self.out / "plan.json",
+            self.out / "manifest.json",
+            plan,
+            original,
+            reached,
+            asked,
+            verdict,
+            comparison,
+            notes,
+            manifest,
+        )
+
+    def _plan(self) -> tuple[Allocation | None, Plan, tuple[str, ...]]:
+        network, options = self.network, self.options
+        grouping = network.grouping
+        if options.plan is not None:
+            return None, replay(read_plan(options.plan), grouping), ()
+        chosen = Selection(options.include, options.exclude, options.stat)(grouping, network.program.parameter_names)
+        if not chosen:
+            raise NothingPrunableError(_why_nothing(grouping))
+        extra = {"seed": options.seed} if options.criterion == "random" else {}
+        ranking = criterion(options.criterion, **{**extra, **options.criterion_options})
+        with _timed(self.seconds, "score"):
+            scores = score_groups(ranking, chosen, network.program.tensor, scales=grouping.scales)
+        with _timed(self.seconds, "allocate"):
+            method = allocator(options.allocation, floor=options.floor, align=options.align)
+            allocation = method.allocate(chosen, scores, network.cost, self.targets)
+        return allocation, allocation.plan, (*scores.notes, *allocation.notes)
+
+    def _source(self, staging: Path) -> dict[str, Any]:
+        """The file that the plan speaks of: the user's, or the traced network written out."""
+        path = self.network.source
+        if path is None:
+            written = write_onnx(self.network.program.model, staging / "source.onnx")
+            files = sha256_of(staging / "source.onnx", [p.name for p in written[:-1]])
+            return {"path": staging / "source.onnx", "sha256": files["source.onnx"], "files": files}
+        files = sha256_of(path, external_locations(self.network.program.model))
+        return {"path": path, "sha256": files[path.name], "files": files}
+
+    def _verified(self, staging: Path, members: Sequence[PlanMember]) -> Verdict | None:
+        from graphprune.frontends.onnx import read_onnx
+
+        options = self.options
+        if not options.verify:
+            return None
+        check = Verify(options.samples, options.atol, options.rtol, options.seed)
+        with _timed(self.seconds, "verify"):
+            pruned = read_onnx(staging / "model.onnx")
+            verdict = _verify(self.network.program, members, pruned, check, options.verify_dtype)
+        if not verdict.passed:
+            raise VerificationError(
+                f"the cut network differs from its masked original by {verdict.max_rel:.2e} relative "
+                f"({verdict.max_abs:.2e} absolute) in output {verdict.worst!r}; accepted are {verdict.rtol:g} relative "
+                f"and {verdict.atol:g} absolute. Nothing was written. Please report this network; --exclude can leave "
+                "the part out"
+            )
+        return verdict
+
+
+def _why_nothing(grouping: Grouping) -> str:
+    stat = [one for one in grouping.groups if not one.exact]
+    if not grouping.groups:
+        reasons = [str(refusal) for refusal in grouping.coupling.refusals[:3]]
+        because = "; ".join(reasons) if reasons else "every axis of its weights reaches an input or an output"
+        return f"nothing can be pruned: {because}"
+    if stat:
+        return f"no group is left to prune; {len(stat)} are inexact (a statistic is computed over them; --stat allows them)"
+    return "no group is left to prune: --include and --exclude leave none"
+
+

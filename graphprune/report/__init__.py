@@ -1,0 +1,1 @@
+"""Reports: the manifest and tables for people."""

@@ -1,0 +1,130 @@
+"""The manifest: what was asked, done, proved and measured, as data."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphprune._version import __version__
+from graphprune.latency.measure import Comparison
+from graphprune.passes.verify import Verdict
+
+if TYPE_CHECKING:
+    from graphprune.coupling.groups import Group
+    from graphprune.pipeline import Analysis, ExportOptions, Network
+
+__all__ = ["analysis_document", "manifest_document", "to_bytes"]
+
+_PACKAGES = ("numpy", "scipy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch")
+
+
+def versions() -> dict[str, str]:
+    """Versions of graphprune, Python and the packages that the result depends on."""
+    found = {"graphprune": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def group_document(one: Group, parameter_names: Mapping[str, str]) -> dict[str, Any]:
+    """A group as plain data."""
+    members = []
+    for member in one.members:
+        row: dict[str, Any] = {"tensor": member.tensor, "axis": member.axis, "size": member.size, "role": member.role}
+        if member.tensor in parameter_names:
+            row["parameter"] = parameter_names[member.tensor]
+        members.append(row)
+    return {"id": one.id, "kind": one.kind, "size": one.size, "exact": one.exact, "members": members}
+
+
+def analysis_document(analysis: Analysis) -> dict[str, Any]:
+    """An analysis as plain data."""
+    groups = []
+    for one in analysis.groups:
+        params, macs = analysis.shares[one.id]
+        groups.append({**group_document(one, analysis.parameter_names), "params": params, "macs": macs})
+    return {
+        "params": analysis.params,
+        "macs": analysis.macs,
+        "governed_params": analysis.governed_params,
+        "governed_macs": analysis.governed_macs,
+        "input_shapes": {name: list(shape) for name, shape in analysis.input_shapes.items()},
+        "groups": groups,
+        "refusals": list(analysis.refusals),
+        "notes": list(analysis.notes),
+        "seconds": dict(analysis.seconds),
+    }
+
+
+def manifest_document(
+    *,
+    network: Network,
+    options: ExportOptions,
+    plan: Mapping[str, Any],
+    source: Mapping[str, str],
+    artefact: Mapping[str, str],
+    original: Mapping[str, int],
+    asked: Mapping[str, int],
+    reached: Mapping[str, int],
+    verdict: Verdict | None,
+    comparison: Comparison | None,
+    notes: Sequence[str],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Everything an export knows; see ``docs/manifest.md``."""
+    names = network.program.parameter_names
+    cut = []
+    for one in plan["groups"]:
+        tensors = sorted({member["tensor"] for member in one["members"] if member["role"] == "producer"})
+        cut.append(
+            {
+                "id": one["id"],
+                "kind": one["kind"],
+                "size": one["size"],
+                "kept": len(one["kept"]),
+                "exact": one["exact"],
+                "producers": [names.get(name, name) for name in tensors],
+            }
+        )
+    return {
+        "format": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": {"system": platform.system(), "processor": platform.machine()},
+        "source": {"name": network.name, "sha256": dict(source)},
+        "artefact": {"sha256": dict(artefact)},
+        "options": _plain(asdict(options)),
+        "input_shapes": {name: list(array.shape) for name, array in network.program.examples.items()},
+        "original": dict(original),
+        "asked": dict(asked),
+        "reached": dict(reached),
+        "groups_cut": cut,
+        "refusals": [asdict(refusal) for refusal in network.grouping.coupling.refusals],
+        "verification": None if verdict is None else asdict(verdict),
+        "latency": None if comparison is None else comparison.to_json(),
+        "parameter_names": dict(names),
+        "notes": [*network.program.notes, *notes],
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value.name if isinstance(value, Path) else value
+
+
+def to_bytes(document: Mapping[str, Any]) -> bytes:
+    """Indented JSON."""
+    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()

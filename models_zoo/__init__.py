@@ -1,0 +1,96 @@
+"""Recipes of real networks, to prune, to measure and to test with.
+
+``RECIPES`` names them all. A recipe of kind ``torch`` builds ``(module in eval mode, example inputs)``, one of kind
+``onnx`` gives ``(path of the file, {input name: shape})``. Importing this package imports nothing heavy.
+
+    >>> from models_zoo import RECIPES
+    >>> module, example_inputs = RECIPES["resnet50"].build()      # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from graphprune.errors import UsageError
+
+__all__ = ["RECIPES", "Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Where a network comes from.
+
+    ``target`` is ``module:function`` within this package, ``needs`` are the import names of the packages that it needs
+    besides graphprune's own, ``trained`` says whether its weights mean anything.
+    """
+
+    name: str
+    kind: Literal["torch", "onnx"]
+    target: str
+    needs: tuple[str, ...]
+    trained: bool = False
+
+    @property
+    def model(self) -> str:
+        """How the command line names it, from the repository's root: ``models_zoo/vision.py:resnet50``.
+
+        Raises UsageError for the kind ``onnx``.
+        """
+        if self.kind != "torch":
+            raise UsageError(f"The recipe '{self.name}' is an ONNX file: give the path that build() returns.")
+        module, function = self.target.split(":")
+        return f"models_zoo/{module}.py:{function}"
+
+    def missing(self) -> tuple[str, ...]:
+        """Those of ``needs`` that are not installed (found without importing them)."""
+        return tuple(package for package in self.needs if importlib.util.find_spec(package) is None)
+
+    def build(self) -> Any:
+        """``(module, example inputs)`` or ``(path, shapes)``. Trained networks are trained and cached on first use.
+
+        Raises UsageError if a package is missing.
+        """
+        if missing := self.missing():
+            raise UsageError(f"The recipe '{self.name}' needs {', '.join(missing)}: install graphprune[zoo].")
+        module, function = self.target.split(":")
+        return getattr(importlib.import_module(f"models_zoo.{module}"), function)()
+
+
+_VISION = (
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "vgg16_bn",
+    "densenet121",
+    "shufflenet_v2_x1_0",
+    "efficientnet_b0",
+    "regnet_y_400mf",
+    "convnext_tiny",
+    "swin_t",
+    "vit_b_16",
+)
+_SMALL = ("plain", "residual", "separable", "vit")
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        *(Recipe(name, "torch", f"vision:{name}", ("torch", "torchvision")) for name in _VISION),
+        *(Recipe(name, "torch", f"language:{name}", ("torch", "transformers")) for name in ("bert", "gpt2", "llama")),
+        *(
+            Recipe(f"ocr_{name}", "onnx", f"ocr:{name}", ("rapidocr_onnxruntime",), trained=True)
+            for name in ("detector", "recogniser", "classifier")
+        ),
+        *(
+            Recipe(f"glyph_{name}", "torch", f"small:glyph_{name}", ("torch", "matplotlib", "PIL"), trained=True)
+            for name in _SMALL
+        ),
+        *(
+            Recipe(f"digits_{name}", "torch", f"small:digits_{name}", ("torch", "sklearn"), trained=True)
+            for name in _SMALL
+        ),
+    )
+}
