@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod as multiply
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,7 @@ _RANK: dict[Role, int] = {"consumer": 0, "contracted": 1, "producer": 2, "rider"
 
 Mask = NDArray[np.bool_]
 Keep = Mapping[str, Mask]
+Entry = tuple[Role, Space, int]  # role, the axis' space, the tensor's rank
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Group:
     kind: str
     size: int
     exact: bool
-    members: tuple[Member, ...]
+    members: Sequence[Member]
     refusal: str | None = None
 
 
@@ -134,8 +135,8 @@ def group(coupling: Coupling) -> Grouping:
     return Grouping(coupling, tuple(groups), place, frozenset(collector.scales))
 
 
-def _group(name: str, family: list[Space], found: Mapping[Space, Mapping[tuple[str, int], tuple[Role, Space, int]]]) -> Group:
-    where: dict[tuple[str, int], tuple[Role, Space, int]] = {}
+def _group(name: str, family: list[Space], found: Mapping[Space, Mapping[tuple[str, int], Entry]]) -> Group:
+    where: dict[tuple[str, int], Entry] = {}
     for one in family:
         for key, entry in found[one].items():
             if key not in where or _RANK[entry[0]] < _RANK[where[key][0]]:
@@ -145,12 +146,39 @@ def _group(name: str, family: list[Space], found: Mapping[Space, Mapping[tuple[s
     for one in family:
         offsets[one] = size
         size += one.n
-    members = tuple(
-        Member(tensor, axis, space.n, rank, role, units(space, offsets))
-        for (tensor, axis), (role, space, rank) in where.items()
-    )
+    members = _Members(where, offsets)
     exact = all(one.stat is None for one in family)
-    return Group(name, _kind(family, members), size, exact, members)
+    return Group(name, _kind(family, where.values()), size, exact, members)
+
+
+class _Members(Sequence[Member]):
+    """A group's members, made when they are first looked at: an analysis often needs only how many there are."""
+
+    def __init__(self, where: Mapping[tuple[str, int], Entry], offsets: Mapping[Space, int]) -> None:
+        self._where = where
+        self._offsets = offsets
+        self._made: tuple[Member, ...] | None = None
+
+    def _all(self) -> tuple[Member, ...]:
+        if self._made is None:
+            self._made = tuple(
+                Member(tensor, axis, space.n, rank, role, units(space, self._offsets))
+                for (tensor, axis), (role, space, rank) in self._where.items()
+            )
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    @overload
+    def __getitem__(self, at: int) -> Member: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Member]: ...
+    def __getitem__(self, at: int | slice) -> Member | Sequence[Member]:
+        return self._all()[at]
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._all())
 
 
 def units(space: Space, offsets: Mapping[Space, int]) -> NDArray[np.int64]:
@@ -195,26 +223,34 @@ def repeated(space: Space) -> Iterator[Space]:
         yield from repeated(kid)
 
 
-def _kind(family: list[Space], members: Iterable[Member]) -> str:
-    """The field's word for the units, from where they stand."""
-    inner = outer = False
-    spatial = False
-    for member in members:
-        spatial = spatial or member.rank > 2
-        if member.role == "rider":
-            continue
-        owned = member.unit_of[member.unit_of >= 0]
-        if len(owned) > len(np.unique(owned)):
-            runs = np.count_nonzero(np.diff(owned)) + 1
-            outer = outer or runs == len(np.unique(owned))
-            inner = inner or runs > len(np.unique(owned))
+def _kind(family: list[Space], where: Iterable[Entry]) -> str:
+    """The field's word for the units, from where they stand on the weights that make and consume them."""
     if len(family) > 1:
         return "interleaved channels"
-    if outer and not spatial:
-        return "heads"
-    if inner and not spatial:
-        return "head dimensions"
-    return "channels" if spatial else "neurons"
+    spatial, outer, inner = False, False, False
+    for role, space, rank in where:
+        spatial = spatial or rank > 2
+        if role in ("producer", "consumer"):
+            first, last = _place_in_product(space, family[0])
+            outer, inner = outer or first, inner or last
+    if spatial:
+        return "channels"
+    return "heads" if outer else "head dimensions" if inner else "neurons"
+
+
+def _place_in_product(space: Space, one: Space) -> tuple[bool, bool]:
+    """Whether a leaf is an outer factor of some product with free units inside, or an inner one."""
+    space = find(space)
+    if space.form is Form.LEAF:
+        return False, False
+    placed = [_place_in_product(kid, one) for kid in space.kids]
+    outer, inner = any(first for first, _ in placed), any(last for _, last in placed)
+    if space.form is Form.PROD:
+        at = [i for i, kid in enumerate(space.kids) if find(kid) is one]
+        if at:
+            outer = outer or at[0] < len(space.kids) - 1
+            inner = inner or at[0] == len(space.kids) - 1
+    return outer, inner
 
 
 @dataclass

@@ -69,6 +69,11 @@ class NodeView:
             return self.program.small[name]
         return self.program.tensor(name) if name in self.program.fixed else None
 
+    def constant(self, index: int, what: str) -> None:
+        """Refuse where an operand is computed from the network's data: what it holds could not be written back."""
+        if self.has(index) and self.value(index) is None:
+            raise Refuse(f"its {what} are computed from data")
+
     def axis(self, default: int = 0, *, name: str = "axis") -> int:
         """The attribute ``axis`` counted from the front."""
         rank = len(self.shape(0))

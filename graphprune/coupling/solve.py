@@ -89,21 +89,20 @@ def couple(
 
     Args:
         program: the observed network.
-        closed: the network's inputs and outputs are never cut; the laws look at a single operator with all axes open.
+        closed: the network's inputs and outputs are never cut. The laws look at a single operator with all axes open
+            but symbolic ones.
         describe: the line of a node; the laws put sabotaged lines here.
     """
     coupling = Coupling(program, private=_private(program), describe=describe)
-    for value in inputs_of(program.model) if closed else ():
-        _close(coupling, value, Refusal("it is an input of the network"))
-    for node in program.model.graph:
-        if any((value.name in program.fixed) for value in node.outputs):
-            one = rule_for(node)
-            if one is not None and one.moves and not any(v.name in coupling.private for v in node.outputs):
-                _state(coupling, node, live=False)
-        elif any(v is not None and v.name not in program.fixed | program.sizes for v in node.inputs) and all(
-            value.name in program.sizes for value in node.outputs
-        ):  # a reader of sizes that move: what it makes of its operand's axes is its rule's to say
-            _state(coupling, node, live=True)
+    for value in inputs_of(program.model):
+        if closed:
+            _close(coupling, value, Refusal("it is an input of the network"))
+        for axis in program.moving.get(value.name or "", ()):
+            make_whole(coupling.of(value.name or "")[axis], Refusal("its size is symbolic", tensor=value.name or "", axis=axis))
+    for node in _rearrangements(program, coupling.private):
+        _state(coupling, node, live=False)
+    for node in _size_readers(program):  # what they make of their operand's axes is their rule's to say
+        _state(coupling, node, live=True)
     for name in program.sizes:
         for axis, space in enumerate(coupling.of(name)):
             make_whole(space, Refusal("it holds sizes", tensor=name, axis=axis))
@@ -112,6 +111,35 @@ def couple(
     for value in program.model.graph.outputs if closed else ():
         _close(coupling, value, Refusal("it is an output of the network"))
     return coupling
+
+
+def _rearrangements(program: Program, private: frozenset[str]) -> list[ir.Node]:
+    """Nodes that only move the elements of constants on their way to live nodes, in order."""
+    wanted: set[ir.Node] = set()
+    stack = [value for node in program.live for value in node.inputs]
+    stack.extend(program.model.graph.outputs)
+    while stack:
+        value = stack.pop()
+        node = value.producer() if value is not None and value.name in program.fixed else None
+        if value is None or node is None or node in wanted or value.name in private:
+            continue
+        one = rule_for(node)
+        if one is not None and one.moves:
+            wanted.add(node)
+            stack += node.inputs
+    return [node for node in program.model.graph if node in wanted] if wanted else []
+
+
+def _size_readers(program: Program) -> list[ir.Node]:
+    """Nodes that read sizes, which move, off a computed value."""
+    if not program.sizes:
+        return []
+    known = program.fixed | program.sizes
+    return [
+        node
+        for node in program.model.graph
+        if node.outputs[0].name in program.sizes and any(v is not None and v.name not in known for v in node.inputs)
+    ]
 
 
 def _private(program: Program) -> frozenset[str]:

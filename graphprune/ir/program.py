@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 __all__ = ["Array", "Program", "Runner", "attribute", "constant_tensor", "graph_values", "inputs_of", "submodel"]
 
@@ -62,6 +61,7 @@ class Program:
     notes: tuple[str, ...] = ()
     run: Runner | None = field(default=None, repr=False)
     _evaluated: dict[str, Array] = field(default_factory=dict, repr=False)
+    _parameters: dict[str, bool] = field(default_factory=dict, repr=False)
 
     def tensor(self, name: str) -> Array:
         """The contents of a fixed value: an initialiser, a Constant or what a fixed subgraph computes."""
@@ -93,7 +93,10 @@ class Program:
 
     def is_parameter(self, name: str) -> bool:
         """Whether a value is a constant that the file holds (an initialiser or a Constant's output)."""
-        return constant_tensor(self.values()[name]) is not None
+        known = self._parameters.get(name)
+        if known is None:
+            known = self._parameters[name] = constant_tensor(self.values()[name]) is not None
+        return known
 
 
 def inputs_of(model: ir.Model) -> list[ir.Value]:
@@ -145,7 +148,16 @@ def submodel(model: ir.Model, outputs: Sequence[str], held: Mapping[str, Array])
             old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.outputs.clear()
     graph.outputs.extend(values[name] for name in outputs)
-    unused = RemoveUnusedNodesPass()
-    unused(clone)
     graph.inputs.clear()
+    needed: set[ir.Node] = set()
+    stack = [values[name] for name in outputs]
+    while stack:  # not the library's pass: it takes what a removed node's subgraph captured for used
+        node = stack.pop().producer()
+        if node is not None and node not in needed:
+            needed.add(node)
+            stack += [value for value in node.inputs if value is not None]
+    graph.remove([node for node in graph if node not in needed], safe=False)
+    used = {value for node in needed for value in node.inputs} | set(graph.outputs)
+    for name in [name for name, value in graph.initializers.items() if value not in used]:
+        del graph.initializers[name]
     return clone

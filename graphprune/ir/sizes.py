@@ -39,7 +39,7 @@ class Constants:
         """An initialiser of this content, named ``name`` or like it where a new one is needed."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self.made:
-            self.made[key] = self.add(ir.tensor(np.ascontiguousarray(array)), name)
+            self.made[key] = self.add(ir.tensor(np.asarray(array, order="C")), name)
         return self.made[key]
 
     def add(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
@@ -148,19 +148,22 @@ def freeze_readers(program: Program, graph: ir.Graph, constants: Constants, mask
             continue
         sizes = program.small[name]
         follows = np.isin(np.arange(len(sizes)), list(program.moving_entries.get(name, ())))
-        if not follows.any():
-            result.replace_all_uses_with(constants.get(sizes, f"{node.name}/sizes"), replace_graph_outputs=True)
+        held = constants.get(sizes, f"{node.name}/sizes")
+        if not follows.any() and not result.is_graph_output():
+            result.replace_all_uses_with(held)
             continue
-        users = list(result.uses())
-        pick = ir.node(
-            "Where",
-            inputs=[constants.get(follows, f"{node.name}/follow"), result, constants.get(sizes, f"{node.name}/sizes")],
-            name=f"{node.name}/where",
-        )
-        pick.outputs[0].name, pick.outputs[0].dtype, pick.outputs[0].shape = f"{name}/original", ir.DataType.INT64, result.shape
+        mixed = [constants.get(follows, f"{node.name}/follow"), result, held]
+        pick = ir.node("Where", inputs=mixed, name=f"{node.name}/where") if follows.any() else ir.node("Identity", [held])
+        original = pick.outputs[0]
+        original.name, original.dtype, original.shape = f"{name}/original", ir.DataType.INT64, result.shape
+        output = result.is_graph_output()
+        users = [(user, k) for user, k in result.uses() if user is not pick]
         graph.insert_after(node, pick)
         for user, k in users:
-            user.replace_input_with(k, pick.outputs[0])
+            user.replace_input_with(k, original)
+        if output:
+            graph.outputs[[value is result for value in graph.outputs].index(True)] = original
+            result.name, original.name = f"{name}/cut", name
 
 
 def _result_sizes(writer: SizeWriter) -> dict[int, int]:
@@ -176,8 +179,11 @@ def _reshape(writer: SizeWriter) -> None:
         return
     moving = writer.program.moving.get(writer.node.outputs[0].name or "", frozenset())
     inferred = -1 in target
+    copies = not attribute(writer.node, "allowzero", 0)
     entries: dict[int, int] = {}
     for axis, n in _result_sizes(writer).items():
+        if target[axis] == 0 and copies and int(writer.before(axis).sum()) == n:
+            continue
         if target[axis] == -1 and len(moving - {axis}) == len(moving):
             entries[axis] = n if not moving else -1
         elif axis in moving:
@@ -187,6 +193,28 @@ def _reshape(writer: SizeWriter) -> None:
     if inferred and any(target[axis] != -1 and n == -1 for axis, n in entries.items()):
         entries.update({axis: writer.result_shape[axis] for axis in np.flatnonzero(target == -1) if axis not in entries})
     writer.put(1, entries)
+
+
+def _squeeze(writer: SizeWriter) -> None:
+    """Without axes every axis of one index goes, and so would one that is cut down to one index."""
+    if attribute(writer.node, "axes") is not None or writer.held(1) is not None:
+        return
+    sizes = [int(writer.before(axis).sum()) for axis in range(len(writer.shape))]
+    single = [axis for axis, n in enumerate(writer.shape) if n == 1]
+    if sizes.count(1) > len(single):
+        _write_vector(writer, "axes", 1, single, since=13)
+
+
+def _write_vector(writer: SizeWriter, name: str, k: int, values: list[int], since: int) -> None:
+    """State a vector that a node left out: an operand ``since`` that opset, an attribute before."""
+    node = writer.node
+    opset = (node.graph.opset_imports if node.graph is not None else {}).get("", since)
+    if opset < since:
+        node.attributes[name] = ir.AttrInt64s(name, values)
+        return
+    if len(node.inputs) <= k:
+        node.resize_inputs(k + 1)
+    node.replace_input_with(k, writer.constants.get(np.array(values, dtype=np.int64), f"{node.name}/{name}"))
 
 
 def _expand(writer: SizeWriter) -> None:
@@ -224,14 +252,8 @@ def _split(writer: SizeWriter) -> None:
     if attribute(writer.node, "split") is not None:
         writer.node.attributes["split"] = ir.AttrInt64s("split", sizes)
         return
-    opset = (writer.node.graph.opset_imports if writer.node.graph is not None else {}).get("", 13)
-    if opset < 13:
-        writer.node.attributes["split"] = ir.AttrInt64s("split", sizes)
-        return
     writer.node.attributes.pop("num_outputs", None)
-    if len(writer.node.inputs) < 2:
-        writer.node.resize_inputs(2)
-    writer.node.replace_input_with(1, writer.constants.get(np.array(sizes, dtype=np.int64), f"{writer.node.name}/sizes"))
+    _write_vector(writer, "split", 1, sizes, since=13)
 
 
 def _bounds(writer: SizeWriter, name: str, k: int) -> Array | None:
@@ -322,5 +344,6 @@ _WRITERS: dict[str, Callable[[SizeWriter], None]] = {
     "Resize": _resize,
     "Slice": _slice,
     "Split": _split,
+    "Squeeze": _squeeze,
     "Tile": _tile,
 }

@@ -133,7 +133,7 @@ class _Shrinking:
             for axis, chosen in enumerate(kept):
                 if chosen is not None:
                     array = np.take(array, chosen, axis=axis)
-            return np.ascontiguousarray(array)
+            return np.asarray(array, order="C")
 
         shape = [int(mask.sum()) for mask in masks]
         held = constant_tensor(source)

@@ -9,9 +9,16 @@ from graphprune.coupling.registry import NodeView, Refuse, declare, rule
 declare("""
 Conv             n (g i) x*, (g o) i k*, (g o)? -> n (g o) y*  | g=@group:1 | whole: x y k | macs: n g o i k y
 ConvTranspose    n (g i) x*, (g i) o k*, (g o)? -> n (g o) y*  | g=@group:1 | whole: x y k | macs: n g i o k x
-AveragePool|LpPool|GlobalAveragePool|GlobalMaxPool|GlobalLpPool  n c x* -> n c y*          | whole: x y
-MaxPool          n c x* -> n c y*, n c y*?                     | whole: x y
+AveragePool|LpPool|GlobalAveragePool|GlobalMaxPool  n c x* -> n c y*  | whole: x y
+GlobalLpPool     n c x* -> n c y*                              | whole: y
 """)
+
+
+@rule("MaxPool")
+def _max_pool(node: NodeView) -> str:
+    """n c x* -> n c y* | whole: x y; its second result counts through all axes, which leaves none to cut"""
+    indices = len(node.node.outputs) > 1
+    return f"n c x* -> n c y*{', n c y*?' * indices} | whole: x y{' n c' * indices}"
 
 
 @rule("MatMul")

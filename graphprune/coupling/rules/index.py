@@ -72,13 +72,16 @@ def _slice(node: NodeView) -> str:
         if step == 0 or axis in moving:
             results[axis] = f"y{axis}"
             whole += [names[axis], results[axis]]
+        elif abs(step) == 1:
+            names[axis], results[axis], given = picked(n, np.arange(start, stop, step), f"a{axis}")
+            sizes += given
         elif step > 1 and n % step == 0 and len(range(start, stop, step)) == n // step:
             names[axis], results[axis] = f"(a{axis} s{axis})", f"a{axis}"
             whole.append(f"s{axis}")
             sizes += f" | s{axis}={step}"
-        else:
-            names[axis], results[axis], given = picked(n, np.arange(start, stop, step), f"a{axis}")
-            sizes += given
+        else:  # what is left of it would not be evenly spaced
+            results[axis] = f"y{axis}"
+            whole += [names[axis], results[axis]]
     return f"{' '.join(names)}, .?, .?, .?, .? -> {' '.join(results)}{sizes}{clause('whole', whole)}"
 
 
@@ -99,10 +102,10 @@ def _gather(node: NodeView) -> str:
 
 @rule("GatherElements")
 def _gather_elements(node: NodeView) -> str:
-    """axes of equal size pass, the others and the indexed one are whole"""
+    """axes of equal size pass, the others are whole; on the indexed one the indices bring their own"""
     data, indices, axis = node.shape(0), node.shape(1), node.axis()
     passing = [n == m and i != axis for i, (n, m) in enumerate(zip(data, indices, strict=True))]
     names = [f"a{i}" if ok else f"d{i}" for i, ok in enumerate(passing)]
     chosen = [f"a{i}" if ok else f"i{i}" for i, ok in enumerate(passing)]
-    whole = [name for name in (*names, *chosen) if name[0] != "a"]
+    whole = [name for name in (*names, *chosen) if name[0] != "a" and name != f"i{axis}"]
     return f"{' '.join(names)}, {' '.join(chosen)} -> {' '.join(chosen)}{clause('whole', whole)}"

@@ -98,13 +98,13 @@ def _reduction(node: NodeView, kind: str) -> str:
     return f"{' '.join(names)}, .? -> {' '.join(after)}{marked}"
 
 
-@rule("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
+@rule("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum")
 def _reduce_sum(node: NodeView) -> str:
     """x* -> kept: the reduced axes are contracted"""
     return _reduction(node, "")
 
 
-@rule("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")
+@rule("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp")
 def _reduce_stat(node: NodeView) -> str:
     """x* -> kept | stat: reduced"""
     return _reduction(node, "stat")

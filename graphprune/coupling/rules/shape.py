@@ -7,13 +7,7 @@ from math import gcd
 from graphprune.coupling.registry import NodeView, Refuse, declare, rule
 from graphprune.coupling.rules.norm import clause, letters
 
-declare(
-    """
-SpaceToDepth     n c (h p) (w q) -> n (p q c) h w    | p=@blocksize | q=@blocksize | whole: p q h w
-Expand           x*, . -> x*
-""",
-    moves=True,
-)
+declare("SpaceToDepth  n c (h p) (w q) -> n (p q c) h w | p=@blocksize | q=@blocksize | whole: p q", moves=True)
 declare("""
 Range            ., ., . -> x                         | whole: x
 Shape            _ -> n                               | whole: n
@@ -26,7 +20,14 @@ Trilu            b* r c, .? -> b* r c                 | whole: r c
 def _depth_to_space(node: NodeView) -> str:
     """n (p q c) h w -> n c (h p) (w q), or n (c p q) h w in mode CRD"""
     channels = "(c p q)" if node.attr("mode", "DCR") == "CRD" else "(p q c)"
-    return f"n {channels} h w -> n c (h p) (w q) | p=@blocksize | q=@blocksize | whole: p q h w"
+    return f"n {channels} h w -> n c (h p) (w q) | p=@blocksize | q=@blocksize | whole: p q"
+
+
+@rule("Expand", moves=True)
+def _expand(node: NodeView) -> str:
+    """x*, . -> x*"""
+    node.constant(1, "sizes")
+    return "x*, . -> x*"
 
 
 @rule("Transpose", moves=True)
@@ -93,22 +94,25 @@ def _bracket(terms: list[str]) -> str:
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze", moves=True)
 def _reshape(node: NodeView) -> str:
     """row-major regrouping, from the observed shapes"""
+    node.constant(1, "sizes")
     return regroup(node.shape(0), node.out(), node.moving(node.node.outputs[0]))
 
 
 @rule("Tile", moves=True)
 def _tile(node: NodeView) -> str:
     """x -> (r x) on every axis"""
+    node.constant(1, "repeats")
     before, after = node.shape(0), node.out()
     names = letters(len(before))
     tiled = [f"(r{i} {x})" if after[i] != before[i] else x for i, x in enumerate(names)]
-    moving = [f"r{i}" for i in node.moving(node.node.outputs[0]) if after[i] != before[i]]
+    moving = [f"r{i}" for i in sorted(node.moving(node.node.outputs[0])) if after[i] != before[i]]
     return f"{' '.join(names)}, . -> {' '.join(tiled)}{clause('whole', moving)}"
 
 
 @rule("ConstantOfShape")
 def _constant_of_shape(node: NodeView) -> str:
     """sizes -> x*"""
+    node.constant(0, "sizes")
     names = letters(len(node.out()))
     moving = [names[i] for i in sorted(node.moving(node.node.outputs[0]))]
     return f". -> {' '.join(names)}{clause('whole', moving)}"
@@ -131,6 +135,7 @@ def _concat(node: NodeView) -> str:
 @rule("Split", moves=True)
 def _split(node: NodeView) -> str:
     """a* (x + y) b* -> a* x b*, a* y b*"""
+    node.constant(1, "sizes")
     rank, axis = len(node.shape(0)), node.axis()
     names = letters(rank)
     parts = [f"c{i}" for i in range(len(node.node.outputs))]

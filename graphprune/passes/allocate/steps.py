@@ -56,6 +56,21 @@ def allowed_counts(size: int, multiple: int, floor: float, max_ratio: float) -> 
     return np.append(counts, np.int64(size))
 
 
+def indispensable(group: Group, removal: Ints) -> Ints:
+    """Units that have to stay so that no axis is emptied, the most important of those that serve.
+
+    Where channels are shuffled, an axis may hold a few of a group's units only; on all others any unit serves.
+    ``removal``: the units in order of removal, shape ``(size,)``.
+    """
+    some = [np.unique(member.unit_of) for member in group.members]
+    axes = [units for units in some if units.size and 0 <= units[0] and units.size < group.size]
+    chosen: list[int] = []
+    for units in sorted(axes, key=lambda units: units.size):
+        if not np.isin(units, chosen).any():
+            chosen.append(int(removal[np.isin(removal, units)][-1]))
+    return np.array(chosen, dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class Steps:
     """All steps of all groups in the order in which units come back, most important first.
@@ -109,10 +124,12 @@ def make_steps(
     for index, group in enumerate(ordered):
         values = _scores_of(group, scores)
         removal = np.argsort(values, kind="stable")
+        always = indispensable(group, removal)
+        removal = np.append(removal[~np.isin(removal, always)], always)
         place = np.empty(group.size, dtype=np.int64)
         place[removal] = np.arange(group.size)
         multiple = multiple_of(group)
-        steps = allowed_counts(group.size, multiple, floor, max_ratio)
+        steps = allowed_counts(group.size, multiple, max(floor, always.size / group.size), max_ratio)
         counts.append(steps)
         rank.append(place)
         multiples.append(multiple)

@@ -1,0 +1,84 @@
+"""Checks a plan as somebody would who has the source file, the artefact and ``docs/plan.md``, but not graphprune."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import helper, numpy_helper
+
+Feeds = dict[str, np.ndarray[Any, Any]]
+
+
+def silence(source: onnx.ModelProto, plan: dict[str, Any]) -> onnx.ModelProto:
+    """The source with consumers zeroed and contracted values masked at their removed indices."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            (held,) = node.attribute
+            constants[node.output[0]] = held.t
+    masks: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
+    for group in plan["groups"]:
+        for member in group["members"]:
+            removed = member["removed"]
+            assert len(set(removed)) == len(removed) < member["size"]
+            if member["role"] == "consumer":
+                tensor = constants[member["tensor"]]  # its name must be one of the source's constants
+                array = numpy_helper.to_array(tensor).copy()
+                assert array.ndim == member["rank"] and array.shape[member["axis"]] == member["size"]
+                array[(slice(None),) * member["axis"] + (removed,)] = 0
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+            elif member["role"] == "contracted":
+                mask = masks.setdefault((member["tensor"], member["axis"]), np.ones(member["size"], dtype=np.float32))
+                mask.resize(member["size"])
+                mask[removed] = 0
+                masks[member["tensor"], member["axis"]] = mask
+    ranks = {(m["tensor"], m["axis"]): m["rank"] for g in plan["groups"] for m in g["members"]}
+    for (name, axis), mask in masks.items():
+        shape = [1] * ranks[name, axis]
+        shape[axis] = len(mask)
+        graph.initializer.append(numpy_helper.from_array(mask.reshape(shape), f"{name}_mask{axis}"))
+        for node in graph.node:
+            for k, used in enumerate(node.input):
+                if used == name:
+                    node.input[k] = f"{name}_masked{axis}"
+        at = next((i + 1 for i, node in enumerate(graph.node) if name in node.output), 0)
+        graph.node.insert(at, helper.make_node("Mul", [name, f"{name}_mask{axis}"], [f"{name}_masked{axis}"]))
+    return model
+
+
+def outputs(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray[Any, Any]]:
+    """The model's outputs on ONNX Runtime with its graph as it is."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, feeds))
+
+
+def check(source: Path, folder: Path, feeds: Feeds) -> float:
+    """Largest difference, relative to each output's largest value, of the artefact to the silenced source."""
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["format"] == 1
+    original, artefact = onnx.load(str(source)), onnx.load(str(folder / "model.onnx"))
+    kept = {tensor.name: tuple(tensor.dims) for tensor in artefact.graph.initializer}
+    lost: dict[tuple[str, int], set[int]] = {}
+    for group in plan["groups"]:
+        assert sorted(set(group["kept"])) == group["kept"] and 0 < len(group["kept"]) < group["size"]
+        for member in group["members"]:
+            lost.setdefault((member["tensor"], member["axis"]), set()).update(member["removed"])
+    sizes = {(m["tensor"], m["axis"]): m["size"] for g in plan["groups"] for m in g["members"]}
+    for (name, axis), removed in lost.items():
+        if name in kept and len(kept[name]) > axis:
+            assert kept[name][axis] == sizes[name, axis] - len(removed), (name, axis)
+    worst = 0.0
+    for want, have in zip(outputs(silence(original, plan), feeds), outputs(artefact, feeds), strict=True):
+        assert want.shape == have.shape
+        worst = max(worst, float(np.abs(want - have).max() / max(np.abs(want).max(), 1e-30)))
+    return worst
