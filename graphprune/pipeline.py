@@ -246,9 +246,7 @@ def load(
             model, name = read_onnx(path), path.name
         clean(model)
     with _timed(seconds, "observe"):
-        program = observe(
-            model, OrtRunner(), keep=_kept, given=given, input_shapes=input_shapes, seed=seed
-        )
+        program = observe(model, OrtRunner(), keep=_kept, given=given, input_shapes=input_shapes, seed=seed)
     program.source, program.parameter_names, program.notes = path, parameter_names, (*program.notes, *notes)
     return Network(program, path, name, seconds)
 
@@ -273,9 +271,7 @@ def verify_files(
     return _verify(network.program, saved_members(document), read_onnx(pruned), check or Verify(seed=seed), dtype)
 
 
-def _verify(
-    program: Program, members: Sequence[PlanMember], pruned: ir.Model, check: Verify, dtype: str
-) -> Verdict:
+def _verify(program: Program, members: Sequence[PlanMember], pruned: ir.Model, check: Verify, dtype: str) -> Verdict:
     if dtype == "float64":
         from graphprune.backends.reference import run_float64
 
@@ -361,7 +357,7 @@ class _Export:
             comparison = result
         original = {"params": network.cost.params({}), "macs": network.cost.macs({})}
         reached = {"params": network.cost.params(keep), "macs": network.cost.macs(keep)}
-        asked = dict(allocation.asked) if allocation is not None else {}
+        asked: dict[str, int] = {**allocation.asked} if allocation is not None else {}
         manifest = manifest_document(
             network=network,
             options=options,
@@ -453,5 +449,3 @@ def _why_nothing(grouping: Grouping) -> str:
     if stat:
         return f"no group is left to prune; {len(stat)} are inexact (a statistic is computed over them; --stat allows them)"
     return "no group is left to prune: --include and --exclude leave none"
-
-

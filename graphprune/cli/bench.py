@@ -7,8 +7,14 @@ from pathlib import Path
 
 import click
 
-from graphprune.cli.options import duration_option, input_shapes_option, json_option, seed_option, threads_option
-from graphprune.cli.options import warm_up_ms_option
+from graphprune.cli.options import (
+    duration_option,
+    input_shapes_option,
+    json_option,
+    seed_option,
+    threads_option,
+    warm_up_ms_option,
+)
 
 
 @click.command("bench")

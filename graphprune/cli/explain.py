@@ -46,5 +46,11 @@ def command(
         }
         for part in report.parts
     ]
-    document = {"tensor": report.tensor, "axis": report.axis, "size": report.size, "space": report.space, "parts": parts}
+    document = {
+        "tensor": report.tensor,
+        "axis": report.axis,
+        "size": report.size,
+        "space": report.space,
+        "parts": parts,
+    }
     click.echo(json.dumps(document, indent=2))

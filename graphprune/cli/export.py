@@ -8,8 +8,18 @@ from typing import Any
 
 import click
 
-from graphprune.cli.options import atol_option, duration_option, exclude_option, include_option, input_shapes_option
-from graphprune.cli.options import json_option, rtol_option, seed_option, threads_option, warm_up_ms_option
+from graphprune.cli.options import (
+    atol_option,
+    duration_option,
+    exclude_option,
+    include_option,
+    input_shapes_option,
+    json_option,
+    rtol_option,
+    seed_option,
+    threads_option,
+    warm_up_ms_option,
+)
 
 
 def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:

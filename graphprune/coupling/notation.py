@@ -26,7 +26,19 @@ from functools import lru_cache
 
 from graphprune.errors import NotationError, RuleError
 
-__all__ = ["Axis", "Factor", "Layout", "Letter", "Line", "Product", "Segments", "lay_out", "parse", "write", "write_line"]
+__all__ = [
+    "Axis",
+    "Factor",
+    "Layout",
+    "Letter",
+    "Line",
+    "Product",
+    "Segments",
+    "lay_out",
+    "parse",
+    "write",
+    "write_line",
+]
 
 
 @dataclass(frozen=True)
@@ -270,7 +282,9 @@ def parse(text: str) -> Line:
                 head = letter()
             continue
         if head not in ("whole", "stat", "macs", "scale"):
-            raise reader.error(f"no clause is called {head!r}; there are whole, stat, macs, scale and letter=size", column)
+            raise reader.error(
+                f"no clause is called {head!r}; there are whole, stat, macs, scale and letter=size", column
+            )
         reader.take(":")
         if head == "scale":
             scale = reader.number("the index of an operand")
@@ -326,7 +340,9 @@ def write_line(line: Line) -> str:
         for letter, source in line.attributes
     ]
     clauses += [f"{letter}={n}" for letter, n in line.sizes]
-    clauses += [f"{kind}: {' '.join(sorted(names))}" for kind, names in (("whole", line.whole), ("stat", line.stat)) if names]
+    clauses += [
+        f"{kind}: {' '.join(sorted(names))}" for kind, names in (("whole", line.whole), ("stat", line.stat)) if names
+    ]
     if line.macs:
         clauses.append("macs: " + " + ".join(" ".join(map(str, term)) for term in line.macs))
     if line.scale is not None:

@@ -10,8 +10,6 @@ import contextlib
 import inspect
 import io
 import logging
-import math
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TracedModule", "is_reference", "read_module", "resolve"]
 
-_log = logging.getLogger("graphprune.torch")
+_log = logging.getLogger(__name__)
 
 # What is kept of the exporter's metadata: which submodule a node came from, and what a value was. The rest holds
 # stack traces with this machine's paths, and the whole FX graph as text.
@@ -43,7 +41,6 @@ _KEPT = frozenset(
     }
 )
 _LOGGERS = ("torch", "onnxscript", "onnx_ir")
-_COUNTER = "num_batches_tracked"  # BatchNorm's own; never part of what a trained network computes
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,11 @@ def read_module(
     notes = _share_tied(model, module)
     _make_names_unique(model)
     parameter_names = _parameter_names(model, module)
-    notes += _remove_unused(model, parameter_names)
+    _remove_unused(model, parameter_names)
+    used = set(parameter_names.values())
+    unused = [name for name, _ in module.named_parameters() if name not in used]
+    if unused:
+        notes.append(f"the outputs do not depend on {', '.join(unused)}; left out")
     updated = sorted(set(traced.graph_signature.buffers_to_mutate.values()))
     if updated:
         notes.append(f"forward() updates {', '.join(updated)}; the exported network computes its outputs only")
@@ -126,7 +127,7 @@ def _arguments(
     try:
         bound = signature.bind_partial(*args, **kwargs)
     except TypeError as error:
-        raise InputError(f"the example inputs do not fit forward{signature}: {error}") from error
+        raise InputError(f"the example inputs do not fit forward({_listed(signature)}): {error}") from error
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     known = {name: parameter for name, parameter in signature.parameters.items() if parameter.kind not in variadic}
     required = [name for name, parameter in known.items() if parameter.default is parameter.empty]
@@ -153,11 +154,15 @@ def _arguments(
     missing = [name for name in required if name not in bound.arguments]
     if missing:
         raise UsageError(
-            f"forward{signature} needs example inputs for {', '.join(missing)}: give --input-shapes "
+            f"forward({_listed(signature)}) needs example inputs for {', '.join(missing)}: give --input-shapes "
             f"{missing[0]}:1x3x224x224, or let the factory return (module, inputs)"
         )
     # Arguments in the signature's order, whatever order they were given in: BoundArguments walks the signature.
     return bound.args, bound.kwargs, tuple(made)
+
+
+def _listed(signature: inspect.Signature) -> str:
+    return ", ".join(str(part.replace(annotation=part.empty)) for part in signature.parameters.values())
 
 
 def _given(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -245,8 +250,9 @@ def _failure(
     if args and args[-1] == {}:
         args = args[:-1]
     try:
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}  # forward() may write to them
         with torch.no_grad():
-            module(*args, **kwargs)
+            torch.func.functional_call(module, buffers, args, kwargs)
     except Exception as own:
         return InputError(f"the module does not run on its example inputs: {first_line(own)}{guess}")
     # The outermost errors are the exporter's general advice; what went wrong is at the end of the chain.
@@ -286,12 +292,17 @@ def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in dict.fromkeys((*_LOGGERS, *names))]
     before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
     printed = io.StringIO()
+    caught: list[warnings.WarningMessage] = []
     try:
         for logger in loggers:
             top = logger.name in _LOGGERS
             logger.handlers = [_Forward()] if top else []
             logger.propagate = not top
-        with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(printed):
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+        ):
             warnings.simplefilter("always")
             yield
     finally:
@@ -301,7 +312,6 @@ def _quiet() -> Iterator[None]:
             _log.debug("%s: %s", warning.category.__name__, warning.message)
         for line in printed.getvalue().splitlines():
             _log.debug("printed: %s", line)
-        sys.stdout.flush()
 
 
 # --- What the exporter leaves behind ---------------------------------------------------------------------------------
@@ -408,12 +418,10 @@ def _parameter_names(model: ir.Model, module: torch.nn.Module) -> dict[str, str]
     return named
 
 
-def _remove_unused(model: ir.Model, parameter_names: dict[str, str]) -> list[str]:
+def _remove_unused(model: ir.Model, parameter_names: dict[str, str]) -> None:
     """Remove initialisers that no node reads; they would only make the file larger."""
-    graph = model.graph
-    unused = [name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()]
+    initializers = model.graph.initializers
+    unused = [name for name, value in initializers.items() if not value.uses() and not value.is_graph_output()]
     for name in unused:
-        del graph.initializers[name]
-    told = [parameter_names.pop(name, name) for name in unused]
-    told = [name for name in told if not name.endswith(_COUNTER)]
-    return [f"forward() does not use {', '.join(told)}; left out"] if told else []
+        del initializers[name]
+        parameter_names.pop(name, None)

@@ -84,7 +84,9 @@ def _split(model: ir.Model, node: ir.Node) -> None:
         chosen[index % len(sizes)] = pick
     graph = node.graph
     assert graph is not None and node.name is not None
-    given = ir.Value(name=f"{node.name}/sizes", const_value=ir.tensor(sizes, dtype=ir.DataType.INT64, name=f"{node.name}/sizes"))
+    given = ir.Value(
+        name=f"{node.name}/sizes", const_value=ir.tensor(sizes, dtype=ir.DataType.INT64, name=f"{node.name}/sizes")
+    )
     given.shape, given.dtype = ir.Shape([len(sizes)]), ir.DataType.INT64
     model.graph.register_initializer(given)
     split = ir.node("Split", inputs=[data, given], attributes={"axis": axis}, num_outputs=len(sizes), name=node.name)

@@ -66,7 +66,9 @@ def random_feeds(program: Program, seed: int) -> dict[str, Array]:
 def _declared(value: ir.Value) -> list[int | str]:
     """Declared dimensions: a positive int, or the name of an unknown one."""
     if value.shape is None:
-        raise InputError(f"input {value.name!r} declares no shape; give one with --input-shapes {value.name}:1x3x224x224")
+        raise InputError(
+            f"input {value.name!r} declares no shape; give one with --input-shapes {value.name}:1x3x224x224"
+        )
     dims: list[int | str] = []
     for axis, dim in enumerate(value.shape):
         if isinstance(dim, int):
@@ -208,11 +210,17 @@ def example_for(
     assert error is not None
     if not free:
         raise error
-    shown = ", ".join(f"{name}:{'x'.join(str(d) if isinstance(d, int) else '?' for d in _declared(v))}" for name, v in inputs.items())
-    raise InputError(f"no sizes tried for the unknown dimensions of {shown} run; give --input-shapes ({error})") from error
+    shown = ", ".join(
+        f"{name}:{'x'.join(str(d) if isinstance(d, int) else '?' for d in _declared(v))}" for name, v in inputs.items()
+    )
+    raise InputError(
+        f"no sizes tried for the unknown dimensions of {shown} run; give --input-shapes ({error})"
+    ) from error
 
 
-def _with_other_sizes(program: Program, feeds: Mapping[str, Array], names: set[str], change: Callable[[int], int]) -> dict[str, Array]:
+def _with_other_sizes(
+    program: Program, feeds: Mapping[str, Array], names: set[str], change: Callable[[int], int]
+) -> dict[str, Array]:
     rng = np.random.default_rng(1)
     other: dict[str, Array] = {}
     for value in inputs_of(program.model):
@@ -347,5 +355,3 @@ def _evaluate_small(program: Program, readers: dict[str, Array], others: list[Se
             moved_at = frozenset(int(i) for i in np.flatnonzero(here != np.atleast_1d(array)))
             if moved_at:
                 program.moving_entries[name] = program.moving_entries.get(name, frozenset()) | moved_at
-
-

@@ -49,7 +49,9 @@ class Constants:
             unique, i = f"{name}.{i}", i + 1
         self.taken.add(unique)
         tensor.name = unique
-        value = ir.Value(name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         self.graph.register_initializer(value)
         return value
 
@@ -103,7 +105,9 @@ class SizeWriter:
         held, value = self.held(k), self.node.inputs[k]
         assert value is not None
         if held is None:
-            raise GraphpruneError(f"{self.node.op_type} {self.node.name!r}: operand {k} holds sizes that are computed from data")
+            raise GraphpruneError(
+                f"{self.node.op_type} {self.node.name!r}: operand {k} holds sizes that are computed from data"
+            )
         changed = held.copy()
         flat = changed.reshape(-1)
         for i, n in entries.items():
@@ -153,7 +157,9 @@ def freeze_readers(program: Program, graph: ir.Graph, constants: Constants, mask
             result.replace_all_uses_with(held)
             continue
         mixed = [constants.get(follows, f"{node.name}/follow"), result, held]
-        pick = ir.node("Where", inputs=mixed, name=f"{node.name}/where") if follows.any() else ir.node("Identity", [held])
+        pick = (
+            ir.node("Where", inputs=mixed, name=f"{node.name}/where") if follows.any() else ir.node("Identity", [held])
+        )
         original = pick.outputs[0]
         original.name, original.dtype, original.shape = f"{name}/original", ir.DataType.INT64, result.shape
         output = result.is_graph_output()
@@ -191,7 +197,9 @@ def _reshape(writer: SizeWriter) -> None:
         else:
             entries[axis] = n
     if inferred and any(target[axis] != -1 and n == -1 for axis, n in entries.items()):
-        entries.update({axis: writer.result_shape[axis] for axis in np.flatnonzero(target == -1) if axis not in entries})
+        entries.update(
+            {axis: writer.result_shape[axis] for axis in np.flatnonzero(target == -1) if axis not in entries}
+        )
     writer.put(1, entries)
 
 
@@ -274,7 +282,11 @@ def _slice(writer: SizeWriter) -> None:
         if kept.all():
             continue
         step = int(steps[i]) if steps is not None else 1
-        chosen = np.arange(shape[axis])[int(starts[i]) if abs(int(starts[i])) <= shape[axis] else None : _stop(int(ends[i]), shape[axis], step) : step]
+        chosen = np.arange(shape[axis])[
+            int(starts[i]) if abs(int(starts[i])) <= shape[axis] else None : _stop(
+                int(ends[i]), shape[axis], step
+            ) : step
+        ]
         place = np.cumsum(kept) - 1
         left = place[chosen[kept[chosen]]]
         begin = int(left[0])

@@ -73,7 +73,9 @@ class Cost:
         for at, terms in enumerate((self.weights, self.work)):
             for _, (number, spaces) in terms:
                 size = number * multiply(space.n for space in spaces)
-                for name in {self.grouping.place[p][0] for s in spaces for p in free_leaves(s) if p in self.grouping.place}:
+                for name in {
+                    self.grouping.place[p][0] for s in spaces for p in free_leaves(s) if p in self.grouping.place
+                }:
                     found[name][at] += size
         return {name: (params, macs) for name, (params, macs) in found.items()}
 
@@ -108,4 +110,3 @@ def _constants(grouping: Grouping, binding: Binding) -> Iterable[tuple[str, list
         if k < len(binding.layout.operands) and binding.layout.operands[k] is not None:
             for name, spaces in sources(coupling, value):
                 yield name, coupling.axes(binding.node, k) if name == value.name else spaces
-

@@ -122,7 +122,7 @@ def saved_members(document: Mapping[str, Any]) -> list[PlanMember]:
     for one in document["groups"]:
         for raw in one["members"]:
             removed = np.asarray(raw["removed"], dtype=np.int64)
-            if removed.size and not (0 <= removed.min() and removed.max() < raw["size"]):
+            if removed.size and not (removed.min() >= 0 and removed.max() < raw["size"]):
                 raise InputError(f"the plan removes indices outside axis {raw['axis']} of {raw['tensor']!r}")
             members.append(
                 PlanMember(one["id"], raw["tensor"], raw["axis"], raw["size"], raw["rank"], raw["role"], removed)
@@ -142,17 +142,20 @@ def replay(document: Mapping[str, Any], grouping: Grouping) -> Plan:
         name = raw["id"]
         one = groups.get(name)
         if one is None:
-            raise InputError(f"the plan cuts the group {name}, which this network does not have; was it made for another?")
+            raise InputError(
+                f"the plan cuts the group {name}, which this network does not have; was it made for another?"
+            )
         if one.size != raw["size"]:
             raise InputError(f"the plan's group {name} has {raw['size']} units, this network's has {one.size}")
         ours = {(m.tensor, m.axis, m.size) for m in one.members}
         theirs = {(m["tensor"], m["axis"], m["size"]) for m in raw["members"]}
         if ours != theirs:
             tensor, axis, size = min(ours ^ theirs)
-            raise InputError(f"the plan's group {name} does not stand on the same tensors: {tensor!r} axis {axis} ({size})")
+            raise InputError(
+                f"the plan's group {name} does not stand on the same tensors: {tensor!r} axis {axis} ({size})"
+            )
         units = np.unique(np.asarray(raw["kept"], dtype=np.int64))
         if not units.size or units[0] < 0 or units[-1] >= one.size:
             raise InputError(f"the plan keeps units of group {name} that do not exist (it has {one.size})")
         kept[name] = units
     return Plan(kept)
-

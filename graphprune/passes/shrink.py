@@ -73,7 +73,9 @@ class _Shrinking:
                 if letter in binding.spaces and source.name in node.attributes:
                     size = int(self.mask(binding.spaces[letter]).sum())
                     node.attributes[source.name] = ir.AttrInt64(source.name, size)
-            rewrite(SizeWriter(node, binding.node, self.program, partial(self._node_mask, binding.node), self.constants))
+            rewrite(
+                SizeWriter(node, binding.node, self.program, partial(self._node_mask, binding.node), self.constants)
+            )
         self._annotate()
         sweep(self.new)
         self._name()

@@ -187,4 +187,3 @@ def _silence(graph: ir.Graph, value: ir.Value, axis: int, mask: Array, rank: int
         graph.append(node)
     for user, k in users:
         user.replace_input_with(k, node.outputs[0])
-

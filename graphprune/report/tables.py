@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
+    from rich.table import Table
 
     from graphprune.coupling.explain import AxisReport
     from graphprune.coupling.groups import Group
@@ -34,7 +35,7 @@ def count(n: int) -> str:
     return str(n)
 
 
-def _table(*columns: tuple[str, bool]) -> RenderableType:
+def _table(*columns: tuple[str, bool]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -68,7 +69,7 @@ def analysis_report(analysis: Analysis, out: Console, *, every: bool = False) ->
         params, macs = analysis.shares[one.id]
         consumers = _roles(one, "consumer") + _roles(one, "contracted")
         most = 99 if every else 2
-        table.add_row(  # type: ignore[attr-defined]
+        table.add_row(
             one.id, one.kind, str(one.size), "exact" if one.exact else "stat", count(params), count(macs),
             _some(_roles(one, "producer"), most), _some(consumers, most),
         )  # fmt: skip
@@ -100,21 +101,17 @@ def axis_report(report: AxisReport, out: Console) -> None:
                 out.print(f"    {role:<11}{name}", markup=False)
 
 
-def _row(table: RenderableType, *cells: str) -> None:
-    table.add_row(*cells)  # type: ignore[attr-defined]
-
-
 def export_report(result: ExportResult, out: Console) -> None:
     """Asked, reached, proved, measured."""
     table = _table(("", False), ("original", True), ("artefact", True), ("reached", True), ("asked", True))
     for key, words in (("params", "parameters"), ("macs", "MACs")):
         was, now = result.original[key], result.reached[key]
         asked = f"{result.asked[key] / was:.3f}x" if key in result.asked else ""
-        _row(table, words, count(was), count(now), f"{now / was:.3f}x", asked)
+        table.add_row(words, count(was), count(now), f"{now / was:.3f}x", asked)
     if result.comparison is not None:
         c = result.comparison
         ratio = f"{c.ratio:.3f}x [{c.ratio_low:.3f}, {c.ratio_high:.3f}]"
-        _row(table, "median latency", f"{c.a.median_ms:.3f} ms", f"{c.b.median_ms:.3f} ms", ratio, "")
+        table.add_row("median latency", f"{c.a.median_ms:.3f} ms", f"{c.b.median_ms:.3f} ms", ratio, "")
     out.print(table)
     if result.verdict is not None:
         out.print(verdict_line(result.verdict))
@@ -158,12 +155,14 @@ def comparison_report(names: Iterable[str], result: Measurement | Comparison, ou
     for name, one in zip(names, both, strict=True):
         low, high = one.interval_ms
         tail = [f"{one.percentiles_ms[key]:.3f}" if key in one.percentiles_ms else "" for key in shown]
-        _row(
-            table, name, f"{one.median_ms:.3f}", f"[{low:.3f}, {high:.3f}]", f"{one.mean_ms:.3f}", f"{one.min_ms:.3f}",
+        table.add_row(
+            name, f"{one.median_ms:.3f}", f"[{low:.3f}, {high:.3f}]", f"{one.mean_ms:.3f}", f"{one.min_ms:.3f}",
             *tail, f"{one.cov:.1%}", str(one.iterations),
         )  # fmt: skip
     out.print(table)
     if isinstance(result, Comparison):
         interval = f"[{result.ratio_low:.3f}, {result.ratio_high:.3f}]"
-        out.print(f"ratio {result.ratio:.3f} {interval} ({result.confidence:.0%}, {result.blocks} ABBA blocks)", markup=False)
+        out.print(
+            f"ratio {result.ratio:.3f} {interval} ({result.confidence:.0%}, {result.blocks} ABBA blocks)", markup=False
+        )
     out.print(_conditions(result.fingerprint, result), markup=False)

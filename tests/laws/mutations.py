@@ -18,7 +18,6 @@ import numpy as np
 from graphprune.coupling.groups import Mask
 from graphprune.coupling.laws import Case, Effect, Sample, Solution, hold
 from graphprune.coupling.notation import Axis, Factor, Letter, Line, Product, Segments, parse, write_line
-from graphprune.coupling.registry import all_rules
 from graphprune.coupling.space import Form, Space, find, free_leaves
 from graphprune.errors import GraphpruneError
 
@@ -211,17 +210,9 @@ def _same(effect: Effect, other: Effect) -> bool:
     )
 
 
-def sweep(samples: Sequence[Sample], share: float = 1.0, seed: int = 0) -> Iterator[Finding]:
-    """Judge every mutant of every line, or a seeded share of them."""
-    rng = np.random.default_rng(seed)
+def sweep(samples: Sequence[Sample]) -> Iterator[Finding]:
+    """Judge every mutant of every line that describes a sample."""
     for (op, line), cases in lines(samples).items():
         truths = [case.solve() for case in cases]
         for mutant in mutants(parse(line)):
-            if share < 1.0 and rng.random() >= share:
-                continue
             yield judge(op, line, mutant, cases, truths)
-
-
-def declared() -> int:
-    """Number of rules that describe something."""
-    return sum(one.reason is None for one in all_rules().values())

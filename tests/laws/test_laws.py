@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from graphprune.coupling.laws import LawReport, Sample, check
+from graphprune.coupling.laws import Case, LawReport, Sample, check, hold, missing
 from graphprune.coupling.registry import all_rules
+
 from .bench import run, shrink
 from .samples import samples
 
@@ -40,18 +43,17 @@ def test_the_laws_hold(i: int) -> None:
     assert found.claims or found.refusal or SAMPLES[i].op in NOTHING, f"nothing can be cut under {found.line!r}"
 
 
-def test_every_rule_has_a_sample(record_testsuite_property: object) -> None:
+def test_every_rule_has_a_sample(tally: Counter[str]) -> None:
     rules = {key for key, one in all_rules().items() if one.reason is None}
     claimed = {(one.domain, one.op) for i, one in enumerate(SAMPLES) if not report(i).refusal}
     assert not rules - claimed, "these rules have no sample that they describe"
+    tally.update({"rules": len(rules), "samples": len(SAMPLES), "cuts": sum(report(i).cuts for i in range(len(SAMPLES)))})
     sampled = {(one.domain, one.op) for one in SAMPLES}
     assert not sampled - set(all_rules()), "these samples have no rule"
 
 
 def test_a_wrong_rule_is_found() -> None:
     """The check itself: one sample under a line that forgets that kernel axes are whole."""
-    from graphprune.coupling.laws import Case, hold
-
     conv = next(one for one in SAMPLES if one.op == "Conv")
     solved = Case(conv, run, shrink).solve("n i x*, o i k*, o? -> n o y* | whole: x y")
     assert any("of 3 on x1[2]: result 0 is" in text for text in hold(solved)[0])
@@ -60,8 +62,6 @@ def test_a_wrong_rule_is_found() -> None:
 
 
 def test_a_forgone_axis_is_found() -> None:
-    from graphprune.coupling.laws import Case, missing
-
     sample = Sample("Relu", next(one for one in SAMPLES if one.op == "Relu").operands)
     case = Case(sample, run, shrink)
     assert list(missing(case, "a b c -> a b c | whole: b | stat: c")) == ["b need not be whole", "c need not be stat"]

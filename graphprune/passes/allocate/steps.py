@@ -63,7 +63,7 @@ def indispensable(group: Group, removal: Ints) -> Ints:
     ``removal``: the units in order of removal, shape ``(size,)``.
     """
     some = [np.unique(member.unit_of) for member in group.members]
-    axes = [units for units in some if units.size and 0 <= units[0] and units.size < group.size]
+    axes = [units for units in some if units.size and units[0] >= 0 and units.size < group.size]
     chosen: list[int] = []
     for units in sorted(axes, key=lambda units: units.size):
         if not np.isin(units, chosen).any():

@@ -1,0 +1,278 @@
+"""What the benchmarks share: the zoo's networks without training, the half-size export, processes, tables."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphprune.errors import GraphpruneError, TargetError
+
+if TYPE_CHECKING:
+    from graphprune.pipeline import ExportResult, Network
+
+__all__ = [
+    "ROOT",
+    "Ended",
+    "Half",
+    "Sample",
+    "build",
+    "export_half",
+    "load_network",
+    "machine_line",
+    "markdown_table",
+    "memory_of",
+    "peak_rss",
+    "run_child",
+    "write_tables",
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+MIB = 1 << 20
+
+
+# --------------------------------------------------------------------------------------------------------- networks
+
+
+def build(name: str) -> Any:
+    """What a recipe's ``build`` gives, but the zoo's small trained networks with random weights: nothing is trained."""
+    from models_zoo import RECIPES
+
+    recipe = RECIPES[name]
+    if recipe.kind == "onnx" or not recipe.trained:
+        return recipe.build()
+    import torch
+
+    from models_zoo.randomise import randomise, seeded
+
+    small = importlib.import_module("models_zoo.small").NETWORKS[name]
+    side = {"glyphs": 32, "digits": 8}[small.data]
+    image = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(0))
+    return randomise(seeded(small.build, 0), 0, (image,)), (image,)
+
+
+def load_network(name: str) -> Network:
+    """A recipe's network, loaded and observed (seed 0)."""
+    from graphprune.pipeline import load
+    from models_zoo import RECIPES
+
+    first, second = build(name)
+    if RECIPES[name].kind == "onnx":
+        return load(first, input_shapes=second)
+    return load(first, inputs=second)
+
+
+@dataclass(frozen=True)
+class Half:
+    """An export at half the parameters, or as near to it as exact groups reach.
+
+    Attributes:
+        result: of the export.
+        asked: the share asked for: 0.5, or the least multiple of 0.05 that leaves the allocator a choice.
+        lowest: the lowest reachable share where 0.5 cannot be reached, else None.
+    """
+
+    result: ExportResult
+    asked: float
+    lowest: float | None
+
+
+def export_half(network: Network, out: Path, share: float = 0.5) -> Half:
+    """Export at ``share`` of the parameters, or just above the lowest share that the error says can be reached."""
+    try:
+        return Half(network.export(out, target_params=f"{share}x", measure=None), share, None)
+    except TargetError as error:
+        found = re.search(r"lowest reachable is ([\d,]+)", str(error))
+        if found is None:
+            raise
+        lowest = int(found[1].replace(",", "")) / network.cost.params({})
+    # At the lowest share itself every group sits at its floor and nothing is chosen.
+    nearest = math.ceil(lowest * 20 + 0.2) / 20
+    return Half(network.export(out, target_params=f"{nearest:.2f}x", measure=None), nearest, lowest)
+
+
+# -------------------------------------------------------------------------------------------------------- processes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Memory of a process and its descendants at one moment, in bytes; ``at`` is ``time.monotonic()``."""
+
+    at: float
+    rss: int
+    anonymous: int
+    pss: int
+
+
+@dataclass
+class Ended:
+    """How a child ended: its exit code (None: it was ended), why it was ended, its output and its memory over time."""
+
+    code: int | None
+    why: str
+    out: str
+    err: str
+    samples: list[Sample] = field(default_factory=list)
+
+
+def memory_of(pid: int, *, pss: bool = True) -> Sample:
+    """Resident, anonymous and proportional memory of a process and its descendants (0 for one that is gone).
+
+    Of ``/proc``. PSS counts a page that several processes share once; reading it costs milliseconds per GiB.
+    """
+    at, rss, anonymous, proportional = time.monotonic(), 0, 0, 0
+    for one in _family(pid):
+        try:
+            status = Path(f"/proc/{one}/status").read_text()
+            rollup = Path(f"/proc/{one}/smaps_rollup").read_text() if pss else ""
+        except OSError:
+            continue
+        rss += _kibibytes(status, "VmRSS")
+        anonymous += _kibibytes(status, "RssAnon")
+        proportional += _kibibytes(rollup, "Pss")
+    return Sample(at, rss, anonymous, proportional)
+
+
+def _family(pid: int) -> list[int]:
+    found = [pid]
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += _family(int(child))
+    except OSError:
+        pass
+    return found
+
+
+def _kibibytes(text: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def peak_rss() -> int:
+    """The peak of this process's resident memory in bytes (VmHWM: unlike ``ru_maxrss`` it forgets what was forked)."""
+    return _kibibytes(Path("/proc/self/status").read_text(), "VmHWM")
+
+
+def run_child(
+    command: Sequence[str],
+    *,
+    timeout: float | None = None,
+    limit: int | None = None,
+    every: float = 0.05,
+    keep: bool = False,
+    pss: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
+    """Run ``python COMMAND`` from the repository's root and watch its memory.
+
+    Args:
+        command: the words after ``python``.
+        timeout: seconds after which it is ended.
+        limit: bytes of resident memory above which it is ended.
+        every: seconds between two looks at its memory.
+        keep: keep every sample.
+        pss: read PSS as well.
+        environment: variables besides this process's own.
+    """
+    paths = [str(ROOT), *(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})}
+    ended = Ended(None, "", "", "")
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=env, stdout=out, stderr=err, text=True)
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(every):
+                sample = memory_of(process.pid, pss=pss)
+                if keep:
+                    ended.samples.append(sample)
+                if limit is not None and sample.rss > limit:
+                    ended.why = f"ended at {sample.rss / 1e9:.1f} GB of memory"
+                    process.kill()
+                    return
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            ended.why = f"no result within {timeout:g} s"
+        finally:
+            over.set()
+            process.kill()
+            process.wait()
+            watcher.join()
+        ended.code = None if ended.why else process.returncode
+        for file, name in ((out, "out"), (err, "err")):
+            file.seek(0)
+            setattr(ended, name, file.read())
+    return ended
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty: of a traceback, the error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it said nothing"
+
+
+def guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """``work()``, or ``{"error": one line}`` where graphprune refuses on purpose."""
+    try:
+        return work()
+    except GraphpruneError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def machine_line(packages: Sequence[str] = ("numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "torchvision")) -> str:
+    """One sentence: date, processor, cores, load average, versions."""
+    cpu = platform.machine()
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        cpu = found[1].strip() if found else cpu
+    except OSError:
+        pass
+    versions = [f"Python {platform.python_version()}"]
+    for name in ("graphprune", *packages):
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            if name == "graphprune":
+                from graphprune import __version__
+
+                versions.append(f"{name} {__version__}")
+    cores = len(os.sched_getaffinity(0))
+    load = os.getloadavg()[0]
+    return f"{date.today().isoformat()}, {cpu}, {cores} cores, load average {load:.1f}; {', '.join(versions)}."
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; columns but the first are aligned to the right."""
+    rule = ["---", *("---:" for _ in columns[1:])]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, rule, *rows)) + "\n"
+
+
+def write_tables(text: str, markdown: Path | None, data: Any, file: Path | None) -> None:
+    """Print a benchmark's text, and write it and its data to the files asked for."""
+    print(text, flush=True)
+    if markdown is not None:
+        markdown.write_text(text, encoding="utf-8")
+    if file is not None:
+        file.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
