@@ -96,8 +96,8 @@ def _words(result: ExportResult, console: Console) -> None:
         console.print(f"proof: {verdict_line(verdict)}.", markup=False)
         console.print(
             "not kept: the accuracy. The proof says that the cut is right, namely equal to the original with the removed "
-            f"units silenced. The original itself answers differently by up to {verdict.difference_to_original:.0%} of its "
-            "largest output. Nothing was repaired or trained after this cut: do not deploy it as it is.",
+            f"units silenced. With them, on random inputs, the outputs differ by up to {verdict.difference_to_original:.2g} "
+            "times the largest one. Nothing was repaired or trained after this cut: do not deploy it as it is.",
             markup=False,
         )
     for note in result.notes:

@@ -7,8 +7,9 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from graphprune.coupling.explain import AxisReport, explain
 from graphprune.coupling.groups import Group, Grouping, group
 from graphprune.coupling.registry import rule_for
 from graphprune.coupling.solve import couple
-from graphprune.errors import NothingPrunableError, UsageError, VerificationError
+from graphprune.errors import InputError, NothingPrunableError, UsageError, VerificationError
 from graphprune.ir.clean import clean
 from graphprune.ir.files import output_folder
 from graphprune.ir.observe import observe
@@ -110,7 +111,7 @@ class ExportOptions:
     verify_dtype: str = "float32"
     samples: int = 3
     atol: float = 1e-6
-    rtol: float = 1e-4
+    rtol: float | None = None
     measure: MeasureOptions | None = field(default_factory=MeasureOptions)
     keep_source: bool = False
     seed: int = 0
@@ -183,7 +184,7 @@ class Network:
             tuple(str(refusal) for refusal in grouping.coupling.refusals),
             {name: array.shape for name, array in self.program.examples.items()},
             self.program.parameter_names,
-            self.program.notes,
+            (*self.program.notes, *(() if grouping.groups else (f"nothing can be pruned: {_no_groups(grouping)}",))),
             dict(self.seconds),
         )
 
@@ -319,8 +320,28 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
         raise UsageError("say what to reach: --target-params 0.5x, --target-macs 0.7x, or --plan FILE to replay a plan")
     if targets and options.plan is not None:
         raise UsageError("a plan that is replayed (--plan) takes no target; leave one of them out")
-    output_folder(out)
+    folder = Path(out)
+    made = _missing(folder)
+    output_folder(folder)
+    _remove_empty(made)
+    for name in _ARTEFACTS:
+        if (folder / name).is_dir():
+            raise UsageError(f"cannot write '{folder / name}': it is a folder; choose another output folder")
     return targets
+
+
+_ARTEFACTS = ("model.onnx", "model.onnx.data", "source.onnx", "source.onnx.data", "plan.json", "manifest.json")
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there yet, the innermost first."""
+    return [one for one in (folder, *folder.parents) if not one.exists()]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with suppress(OSError):  # somebody else has put something there
+        for one in folders:
+            one.rmdir()
 
 
 class _Export:
@@ -329,15 +350,29 @@ class _Export:
         self.options = options
         self.targets = check_targets(options, out)
         self.out = Path(out)
-        self.seconds = dict(network.seconds)
+        self.seconds: dict[str, float] = {}
+        self._spare_the_source()
 
     def run(self) -> ExportResult:
         """All steps; files appear in the folder only when everything held."""
-        staging = Path(tempfile.mkdtemp(prefix=".graphprune-", dir=self.out))
+        made = _missing(self.out)
+        staging = Path(tempfile.mkdtemp(prefix=".graphprune-", dir=output_folder(self.out)))
         try:
             return self._run(staging)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+            _remove_empty(made)  # stays where something was written
+
+    def _spare_the_source(self) -> None:
+        source = self.network.source
+        if source is None:
+            return
+        files = [source, *(source.parent / name for name in external_locations(self.network.program.model))]
+        for name in _ARTEFACTS:
+            for one in files:
+                target = self.out / name
+                if target.exists() and one.exists() and os.path.samefile(target, one):
+                    raise UsageError(f"'{target}' would overwrite the source; choose another output folder")
 
     def _run(self, staging: Path) -> ExportResult:
         network, options = self.network, self.options
@@ -348,7 +383,8 @@ class _Export:
         with _timed(self.seconds, "shrink"):
             written = write_onnx(Shrink(keep)(network.grouping), staging / "model.onnx")
         (staging / "plan.json").write_bytes(write_plan(document))
-        verdict = self._verified(staging, members_of(network.grouping, keep))
+        inexact = [one.id for one in network.grouping.groups if one.id in keep and not one.exact]
+        verdict = self._verified(staging, members_of(network.grouping, keep), inexact)
         comparison = None
         if options.measure is not None:
             with _timed(self.seconds, "measure"):
@@ -357,7 +393,7 @@ class _Export:
             comparison = result
         original = {"params": network.cost.params({}), "macs": network.cost.macs({})}
         reached = {"params": network.cost.params(keep), "macs": network.cost.macs(keep)}
-        asked: dict[str, int] = {**allocation.asked} if allocation is not None else {}
+        asked: dict[str, int] = dict(allocation.asked.items()) if allocation is not None else {}
         manifest = manifest_document(
             network=network,
             options=options,
@@ -370,7 +406,7 @@ class _Export:
             verdict=verdict,
             comparison=comparison,
             notes=notes,
-            seconds=self.seconds,
+            seconds={**network.seconds, **self.seconds},
         )
         (staging / "manifest.json").write_bytes(to_bytes(manifest))
         names = [*(path.name for path in written), "plan.json", "manifest.json"]
@@ -400,7 +436,7 @@ class _Export:
             return None, replay(read_plan(options.plan), grouping), ()
         chosen = Selection(options.include, options.exclude, options.stat)(grouping, network.program.parameter_names)
         if not chosen:
-            raise NothingPrunableError(_why_nothing(grouping))
+            raise NothingPrunableError(_why_nothing(grouping, options.stat))
         extra = {"seed": options.seed} if options.criterion == "random" else {}
         ranking = criterion(options.criterion, **{**extra, **options.criterion_options})
         with _timed(self.seconds, "score"):
@@ -420,32 +456,53 @@ class _Export:
         files = sha256_of(path, external_locations(self.network.program.model))
         return {"path": path, "sha256": files[path.name], "files": files}
 
-    def _verified(self, staging: Path, members: Sequence[PlanMember]) -> Verdict | None:
+    def _verified(self, staging: Path, members: Sequence[PlanMember], inexact: Sequence[str]) -> Verdict | None:
         from graphprune.frontends.onnx import read_onnx
 
         options = self.options
-        if not options.verify:
-            return None
         check = Verify(options.samples, options.atol, options.rtol, options.seed)
+        advice = "Nothing was written. Please report this network; --exclude can leave the part out"
         with _timed(self.seconds, "verify"):
-            pruned = read_onnx(staging / "model.onnx")
-            verdict = _verify(self.network.program, members, pruned, check, options.verify_dtype)
+            try:
+                pruned = read_onnx(staging / "model.onnx")
+                if not options.verify:
+                    return None
+                verdict = _verify(self.network.program, members, pruned, check, options.verify_dtype)
+            except InputError as error:
+                said = str(error).replace(f"{staging}{os.sep}", "")
+                raise VerificationError(
+                    f"the cut network cannot be held against its original: {said}. {advice}"
+                ) from error
         if not verdict.passed:
+            if inexact:
+                advice = (
+                    f"{len(inexact)} of the groups cut are inexact ({', '.join(inexact[:3])}: a statistic is computed "
+                    "over them), so this was to be expected: --no-verify writes the network as it is. Nothing was "
+                    "written"
+                )
             raise VerificationError(
                 f"the cut network differs from its masked original by {verdict.max_rel:.2e} relative "
-                f"({verdict.max_abs:.2e} absolute) in output {verdict.worst!r}; accepted are {verdict.rtol:g} relative "
-                f"and {verdict.atol:g} absolute. Nothing was written. Please report this network; --exclude can leave "
-                "the part out"
+                f"({verdict.max_abs:.2e} absolute) in {verdict.worst!r}; accepted are {verdict.rtol:g} relative "
+                f"and {verdict.atol:g} absolute. {advice}"
             )
         return verdict
 
 
-def _why_nothing(grouping: Grouping) -> str:
-    stat = [one for one in grouping.groups if not one.exact]
+def _why_nothing(grouping: Grouping, stat: bool) -> str:
     if not grouping.groups:
-        reasons = [str(refusal) for refusal in grouping.coupling.refusals[:3]]
-        because = "; ".join(reasons) if reasons else "every axis of its weights reaches an input or an output"
-        return f"nothing can be pruned: {because}"
-    if stat:
-        return f"no group is left to prune; {len(stat)} are inexact (a statistic is computed over them; --stat allows them)"
-    return "no group is left to prune: --include and --exclude leave none"
+        return f"nothing can be pruned: {_no_groups(grouping)}"
+    inexact = sum(not one.exact for one in grouping.groups)
+    if inexact == len(grouping.groups) and not stat:
+        return (
+            f"nothing can be pruned exactly: the network has {inexact} inexact group(s) alone (a statistic, such as a "
+            "LayerNorm's, is computed over them); --stat --no-verify cuts them all the same"
+        )
+    more = f", and {inexact} inexact group(s) are left out without --stat" if inexact and not stat else ""
+    return f"no group is left to prune: --include and --exclude leave none{more}"
+
+
+def _no_groups(grouping: Grouping) -> str:
+    reasons = Counter(str(refusal) for refusal in grouping.coupling.refusals)
+    if not reasons:
+        return "every axis of its weights reaches an input or an output"
+    return "; ".join(text for text, _ in reasons.most_common(3))

@@ -57,6 +57,7 @@ def command(
     options = MeasureOptions(
         duration=duration,
         warm_up_ms=warm_up_ms,
+        warm_up_cap_ms=max(2000.0, 2 * warm_up_ms),
         max_width=max_width,
         seed=seed,
         backend_options=BackendOptions(threads=threads, providers=tuple(providers.split(","))),

@@ -65,7 +65,7 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
 )  # fmt: skip
 @click.option("--samples", type=click.IntRange(min=1), default=3, show_default=True, help="Random inputs to verify on.")
 @atol_option(1e-6)
-@rtol_option(1e-4)
+@rtol_option(None)
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Measure original and artefact in turn.")
 @duration_option("3s")
 @warm_up_ms_option()
@@ -97,7 +97,11 @@ def command(
     from graphprune.report.tables import console, export_report
 
     timing = MeasureOptions(
-        duration=duration, warm_up_ms=warm_up_ms, seed=seed, backend_options=BackendOptions(threads=threads)
+        duration=duration,
+        warm_up_ms=warm_up_ms,
+        warm_up_cap_ms=max(2000.0, 2 * warm_up_ms),
+        seed=seed,
+        backend_options=BackendOptions(threads=threads),
     )
     asked = ExportOptions(measure=timing if measure else None, seed=seed, **options)
     check_targets(asked, out)  # before any work

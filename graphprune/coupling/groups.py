@@ -100,6 +100,18 @@ class Grouping:
         sizes = [self.size(kid, keep) for kid in space.kids]
         return sum(sizes) if space.form is Form.SUM else multiply(sizes)
 
+    def emptied(self, keep: Keep) -> list[tuple[str, int]]:
+        """Axes that a plan would leave without an index, as (value, axis).
+
+        A group always keeps a unit, but where channels are shuffled a value may hold a few of its units only.
+        """
+        return [
+            (name, axis)
+            for name, axes in self.coupling.values.items()
+            for axis, space in enumerate(axes)
+            if space.n and not self.size(space, keep)
+        ]
+
     def by_id(self, name: str) -> Group:
         """The group of that id."""
         return next(one for one in self.groups if one.id == name)

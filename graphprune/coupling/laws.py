@@ -62,6 +62,15 @@ class Operand:
     moving: tuple[tuple[int, str], ...] = ()
     of_shape: bool = False
 
+    def __str__(self) -> str:
+        names = dict(self.moving)
+        dims = "x".join(f"{names.get(axis, '')}{n}" for axis, n in enumerate(self.shape)) or "scalar"
+        if self.content is not None and len(self.shape) == 1:
+            dims = f"[{' '.join(f'{n:g}' for n in self.content)}]"
+        return (
+            f"Shape({dims})" if self.of_shape else f"{dims}" if self.fixed or self.content is None else f"{dims} given"
+        )
+
     def grown(self) -> Operand:
         """The same with its symbolic dimensions twice as large."""
         names = dict(self.moving)
@@ -103,9 +112,11 @@ class Sample:
     refused: str = ""
 
     def __str__(self) -> str:
-        shown = ["-" if one is None else "x".join(map(str, one.shape)) or "scalar" for one in self.operands]
+        shown = ["-" if one is None else str(one) for one in self.operands]
         given = [f"{name}={value}" for name, value in self.attributes]
-        return f"{self.op}-{self.opset}({', '.join([*shown, *given])})"
+        return f"{self.op}-{self.opset}({', '.join([*shown, *given])})" + (
+            f" -> {self.results}" if self.results > 1 else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -176,7 +187,9 @@ class Case:
     def feeds(self, arrays: Sequence[Array | None]) -> dict[str, Array]:
         """Arrays of the operands that are inputs, by name."""
         chosen = zip(self.sample.operands, arrays, strict=True)
-        pairs = [(k, one, a) for k, (one, a) in enumerate(chosen) if one is not None and a is not None and not one.fixed]
+        pairs = [
+            (k, one, a) for k, (one, a) in enumerate(chosen) if one is not None and a is not None and not one.fixed
+        ]
         return {f"like{k}" if one.of_shape else f"x{k}": a for k, one, a in pairs}
 
     def results(self, arrays: Sequence[Array | None]) -> list[Array]:
@@ -416,8 +429,8 @@ def _cut_ignored(small: ir.Model, solution: Solution, effect: Effect) -> None:
     for k in solution.binding.layout.ignored:
         value = node.inputs[k] if k < len(node.inputs) else None
         if value is not None and value.const_value is not None:
-            value.const_value = ir.tensor(_take(value.const_value.numpy(), effect.operands[k]), name=value.name)
-            value.shape = ir.Shape(value.const_value.shape)
+            held = _take(value.const_value.numpy(), effect.operands[k])
+            value.const_value, value.shape = ir.tensor(held, name=value.name), ir.Shape(held.shape)
 
 
 def _masked(arrays: Sequence[Array | None], silenced: Mapping[tuple[int, int], Mask]) -> list[Array | None]:

@@ -138,22 +138,26 @@ class _Reader:
     def peek(self) -> str:
         return self.tokens[self.at].text if self.at < len(self.tokens) else ""
 
+    def shown(self) -> str:
+        """The next token for a message."""
+        return repr(self.peek()) if self.peek() else "the end of the line"
+
     def take(self, *expected: str) -> str:
         token = self.peek()
         if expected and token not in expected:
-            raise self.error(f"expected {' or '.join(map(repr, expected))}, found {token or 'the end of the line'!r}")
+            raise self.error(f"expected {' or '.join(map(repr, expected))}, found {self.shown()}")
         self.at += 1
         return token
 
     def name(self, what: str) -> str:
         token = self.peek()
         if not token[:1].isalpha():
-            raise self.error(f"expected {what}, found {token or 'the end of the line'!r}")
+            raise self.error(f"expected {what}, found {self.shown()}")
         return self.take()
 
     def number(self, what: str) -> int:
         if not self.peek().isdigit():
-            raise self.error(f"expected {what}, found {self.peek() or 'the end of the line'!r}")
+            raise self.error(f"expected {what}, found {self.shown()}")
         return int(self.take())
 
 
@@ -168,7 +172,7 @@ def _axis(reader: _Reader) -> Axis:
         reader.take()
         segments: list[list[Axis]] = [[]]
         while reader.peek() != ")":
-            if not reader.peek():
+            if reader.peek() in ("->", "|", ""):
                 raise reader.error("this bracket is never closed", opened)
             if reader.peek() == "+":
                 if not segments[-1]:
@@ -176,7 +180,11 @@ def _axis(reader: _Reader) -> Axis:
                 reader.take()
                 segments.append([])
             else:
-                segments[-1].append(_axis(reader))
+                column = reader.tokens[reader.at].at
+                term = _axis(reader)
+                if isinstance(term, Letter) and term.star:
+                    raise reader.error("a starred letter stands outside of brackets", column)
+                segments[-1].append(term)
         if not segments[-1]:
             raise reader.error("these brackets hold nothing" if len(segments) == 1 else "a segment is missing")
         reader.take()
@@ -196,7 +204,9 @@ def _operands(reader: _Reader, ends: tuple[str, ...]) -> tuple[tuple[Operand, ..
     operands: list[Operand] = []
     while True:
         if reader.peek() == "...":
-            if not operands or "->" not in ends:
+            if "->" not in ends:
+                raise reader.error("'...' stands among the operands")
+            if not operands:
                 raise reader.error("'...' repeats the operand before it, and there is none")
             reader.take()
             if reader.peek() not in ends:
@@ -209,10 +219,13 @@ def _operands(reader: _Reader, ends: tuple[str, ...]) -> tuple[tuple[Operand, ..
         else:
             terms: list[Axis] = []
             while reader.peek() not in (",", "?", *ends):
+                if reader.peek() in ("|", "") and "->" in ends:
+                    raise reader.error("the line has no '->'")
+                column = reader.tokens[reader.at].at
                 terms.append(_axis(reader))
+                if sum(isinstance(term, Letter) and term.star for term in terms) > 1:
+                    raise reader.error("an operand has one starred letter at the most", column)
             axes = tuple(terms)
-            if sum(isinstance(term, Letter) and term.star for term in terms) > 1:
-                raise reader.error("an operand has one starred letter at the most")
         optional = reader.peek() == "?"
         if optional:
             reader.take()

@@ -89,9 +89,11 @@ def missing_torch(what: str) -> InputError:
 
 
 def _candidates(holder: object) -> list[str]:
-    """Public names that could be meant: functions, classes and modules' instances, what the file itself defines first."""
+    """Public names that could be meant: what the file itself defines, or else all that can be called."""
     public = [name for name, held in vars(holder).items() if not name.startswith("_") and callable(held)]
-    own = [name for name in public if getattr(getattr(holder, name), "__module__", None) == getattr(holder, "__name__", "")]
+    own = [
+        name for name in public if getattr(getattr(holder, name), "__module__", None) == getattr(holder, "__name__", "")
+    ]
     return own or public
 
 
@@ -140,7 +142,11 @@ def _call(factory: Any, text: str) -> Any:
         return made
     if importlib.util.find_spec("torch") is None:
         raise missing_torch(f"'{text}'")
-    shown = f"a tuple ({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
+    shown = (
+        f"a tuple ({', '.join(type(part).__name__ for part in made)})"
+        if isinstance(made, tuple)
+        else type(made).__name__
+    )
     raise InputError(f"'{text}' returned {shown}; it must return a torch.nn.Module or (module, example inputs)")
 
 
@@ -161,7 +167,9 @@ def _import(place: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name and not is_file and (place == error.name or place.startswith(error.name + ".")):
-            raise InputError(f"there is no module {place!r} to import; for a file write path/to/file.py:NAME") from error
+            raise InputError(
+                f"there is no module {place!r} to import; for a file write path/to/file.py:NAME"
+            ) from error
         raise _lacking(place, error) from error
     except (Exception, SystemExit) as error:
         at = f" (line {error.lineno})" if isinstance(error, SyntaxError) and error.lineno else ""

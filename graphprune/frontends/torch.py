@@ -341,7 +341,10 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...] | None:
 
 def _named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer under every name it has."""
-    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
 
 
 def _share_tied(model: ir.Model, module: torch.nn.Module) -> list[str]:
@@ -369,7 +372,7 @@ def _share_tied(model: ir.Model, module: torch.nn.Module) -> list[str]:
 
 
 def _memory(value: ir.Value) -> tuple[Any, ...] | None:
-    raw = getattr(value.const_value, "raw", None)
+    raw: Any = getattr(value.const_value, "raw", None)
     return _identity(raw) if hasattr(raw, "data_ptr") else None
 
 

@@ -289,6 +289,9 @@ def _slice(writer: SizeWriter) -> None:
         ]
         place = np.cumsum(kept) - 1
         left = place[chosen[kept[chosen]]]
+        if not len(left):
+            new[0][i] = new[1][i] = 0
+            continue
         begin = int(left[0])
         end = int(left[-1]) + (1 if step > 0 else -1)
         if len(left) > 1 and not np.array_equal(left, np.arange(begin, int(left[-1]) + np.sign(step), step)):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from graphprune.coupling.groups import Grouping, Keep
+from graphprune.coupling.groups import Grouping, Keep, Role
 from graphprune.errors import InputError
 from graphprune.passes.plan import Plan, PlanMember
 
@@ -88,53 +89,103 @@ def write_plan(document: Mapping[str, Any]) -> bytes:
     return ("\n".join([*lines, "}"]) + "\n").encode()
 
 
-def read_plan(path: str | Path) -> dict[str, Any]:
-    """Read a saved plan.
+def read_plan(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a saved plan; everything that the format promises of it holds afterwards.
 
     Raises:
         InputError: not a plan, or of a format that this version does not know.
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = document["format"]
-        for one in document["groups"]:
-            str(one["id"]), int(one["size"]), list(one["kept"])
-            for member in one["members"]:
-                str(member["tensor"]), int(member["axis"]), int(member["size"]), int(member["rank"])
-                str(member["role"]), list(member["removed"])
     except OSError as error:
-        raise InputError(f"cannot read the plan '{path}': {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"'{path}' is not a plan that graphprune wrote ({type(error).__name__}: {error})") from error
-    if known != FORMAT:
-        raise InputError(f"'{path}' is a plan of format {known}; this version reads format {FORMAT}")
+        raise InputError(f"cannot read the plan '{path}': {(error.strerror or str(error)).lower()}") from error
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"'{path}' is not a plan that graphprune wrote: it is not JSON ({why})") from error
+    if isinstance(document, dict) and "format" in document and document["format"] != FORMAT:
+        raise InputError(f"'{path}' is a plan of format {document['format']}; this version reads format {FORMAT}")
+    wrong = _what_is_wrong(document)
+    if wrong is not None:
+        raise InputError(f"'{path}' is not a plan that graphprune wrote: {wrong} (docs/plan.md describes the format)")
     assert isinstance(document, dict)
     return document
 
 
-def saved_members(document: Mapping[str, Any]) -> list[PlanMember]:
-    """The members of a saved plan.
+_PLAN = {"format": int, "source_sha256": str, "groups": list}
+_GROUP = {"id": str, "kind": str, "size": int, "kept": list, "exact": bool, "members": list}
+_MEMBER = {"tensor": str, "axis": int, "size": int, "rank": int, "role": str, "removed": list}
 
-    Raises:
-        InputError: a removed index lies outside its axis.
-    """
-    members = []
-    for one in document["groups"]:
-        for raw in one["members"]:
-            removed = np.asarray(raw["removed"], dtype=np.int64)
-            if removed.size and not (removed.min() >= 0 and removed.max() < raw["size"]):
-                raise InputError(f"the plan removes indices outside axis {raw['axis']} of {raw['tensor']!r}")
-            members.append(
-                PlanMember(one["id"], raw["tensor"], raw["axis"], raw["size"], raw["rank"], raw["role"], removed)
-            )
-    return members
+
+def _what_is_wrong(document: Any) -> str | None:
+    """The first thing in which a document differs from the format, or ``None``."""
+    wrong = _fields(document, _PLAN, "it")
+    if wrong is not None:
+        return wrong
+    seen: set[str] = set()
+    for i, one in enumerate(document["groups"]):
+        where = f"group {i}"
+        wrong = _fields(one, _GROUP, where)
+        if wrong is not None:
+            return wrong
+        if one["id"] in seen:
+            return f"two groups are called {one['id']!r}"
+        seen.add(one["id"])
+        where = f"the group {one['id']!r}"
+        if not one["kept"] or not _indices(one["kept"], one["size"]):
+            return f"{where} of {one['size']} units needs a list of units 0 to {one['size'] - 1} as 'kept'"
+        for member in one["members"]:
+            wrong = _fields(member, _MEMBER, f"a member of {where}")
+            if wrong is not None:
+                return wrong
+            name = f"{member['tensor']!r} in {where}"
+            if not 0 <= member["axis"] < member["rank"]:
+                return f"{name} has no axis {member['axis']}, it has {member['rank']}"
+            if not _indices(member["removed"], member["size"]):
+                return (
+                    f"'removed' of {name} needs indices 0 to {member['size'] - 1}, the indices of axis {member['axis']}"
+                )
+            if member["role"] not in get_args(Role):
+                return f"{name} has the role {member['role']!r}, not one of {', '.join(get_args(Role))}"
+    return None
+
+
+def _fields(given: Any, fields: Mapping[str, type], where: str) -> str | None:
+    if not isinstance(given, dict):
+        return f"{where} is not an object"
+    for key, kind in fields.items():
+        if key not in given:
+            return f"{where} has no {key!r}"
+        if not isinstance(given[key], kind) or (kind is int and isinstance(given[key], bool)):
+            return f"{key!r} of {where} is not of the type {kind.__name__}"
+    return None
+
+
+def _indices(values: Sequence[Any], size: int) -> bool:
+    return all(type(value) is int and 0 <= value < size for value in values)
+
+
+def saved_members(document: Mapping[str, Any]) -> list[PlanMember]:
+    """The members of a saved plan."""
+    return [
+        PlanMember(
+            one["id"],
+            member["tensor"],
+            member["axis"],
+            member["size"],
+            member["rank"],
+            member["role"],
+            np.asarray(member["removed"], dtype=np.int64),
+        )
+        for one in document["groups"]
+        for member in one["members"]
+    ]
 
 
 def replay(document: Mapping[str, Any], grouping: Grouping) -> Plan:
     """The saved choice of units for the same architecture, whatever its weights.
 
     Raises:
-        InputError: a group is missing or stands on other tensors.
+        InputError: a group is missing, stands on other tensors, or means other indices of them.
     """
     kept: dict[str, Any] = {}
     groups = {one.id: one for one in grouping.groups}
@@ -146,7 +197,10 @@ def replay(document: Mapping[str, Any], grouping: Grouping) -> Plan:
                 f"the plan cuts the group {name}, which this network does not have; was it made for another?"
             )
         if one.size != raw["size"]:
-            raise InputError(f"the plan's group {name} has {raw['size']} units, this network's has {one.size}")
+            raise InputError(
+                f"the plan's group {name} has {raw['size']} units, this network's has {one.size}; "
+                "was it made for another?"
+            )
         ours = {(m.tensor, m.axis, m.size) for m in one.members}
         theirs = {(m["tensor"], m["axis"], m["size"]) for m in raw["members"]}
         if ours != theirs:
@@ -154,8 +208,17 @@ def replay(document: Mapping[str, Any], grouping: Grouping) -> Plan:
             raise InputError(
                 f"the plan's group {name} does not stand on the same tensors: {tensor!r} axis {axis} ({size})"
             )
-        units = np.unique(np.asarray(raw["kept"], dtype=np.int64))
-        if not units.size or units[0] < 0 or units[-1] >= one.size:
-            raise InputError(f"the plan keeps units of group {name} that do not exist (it has {one.size})")
-        kept[name] = units
-    return Plan(kept)
+        kept[name] = np.unique(np.asarray(raw["kept"], dtype=np.int64))
+    plan = Plan(kept)
+    removed = {
+        (member.group, member.tensor, member.axis): member.removed
+        for member in members_of(grouping, keep_of(plan, grouping))
+    }
+    for member in saved_members(document):
+        gone = removed.get((member.group, member.tensor, member.axis), np.zeros(0, dtype=np.int64))
+        if not np.array_equal(gone, np.sort(member.removed)):
+            raise InputError(
+                f"the plan contradicts itself: 'kept' of the group {member.group} and 'removed' of {member.tensor!r} "
+                f"axis {member.axis} do not name the same units of this network"
+            )
+    return plan

@@ -14,7 +14,7 @@ __all__ = ["CostModel", "Plan", "PlanMember"]
 
 @dataclass(frozen=True)
 class Plan:
-    """``kept[group id]`` is the sorted array of kept unit indices, shape ``(k,)``, int64. A group not named stays whole."""
+    """``kept[group id]`` is the sorted array of kept units, shape ``(k,)``, int64. A group not named stays whole."""
 
     kept: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 

@@ -37,7 +37,7 @@ class Selection:
         known = sorted(set().union(*touched.values(), _all_names(grouping))) if touched else _all_names(grouping)
         for option, patterns in (("--include", self.include), ("--exclude", self.exclude)):
             for pattern in patterns:
-                if not any(fnmatchcase(name, pattern) for name in known):
+                if not any(_fits(name, pattern) for name in known):
                     near = get_close_matches(pattern, known, 3, 0.5)
                     hint = f"did you mean {', '.join(near)}?" if near else "`graphprune analyze` lists the names"
                     raise UsageError(f"{option} {pattern!r} matches no tensor, node or parameter; {hint}")
@@ -52,7 +52,11 @@ class Selection:
 
 
 def _any(names: Iterable[str], patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    return any(_fits(name, pattern) for name in names for pattern in patterns)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)  # a name may itself hold brackets
 
 
 def _names(grouping: Grouping, parameter_names: Mapping[str, str]) -> dict[str, set[str]]:

@@ -50,13 +50,14 @@ class Verify:
 
     Args:
         samples: number of random inputs.
-        atol, rtol: accepted difference: ``atol + rtol * max(abs(output))``.
+        atol, rtol: accepted difference: ``atol + rtol * max(abs(output))``; ``rtol`` None: what the narrowest
+            floating-point type of the network's constants allows (:data:`TOLERANCES`).
         seed: of the random inputs.
     """
 
     samples: int = 3
     atol: float = 1e-6
-    rtol: float = 1e-4
+    rtol: float | None = None
     seed: int = 0
 
     def __call__(
@@ -77,6 +78,7 @@ class Verify:
             run: executes a model; it decides the precision named ``dtype``.
             extra: given samples, input name -> array.
         """
+        rtol = tolerance(program) if self.rtol is None else self.rtol
         fresh = [random_feeds(program, self.seed + 1 + i) for i in range(self.samples)]
         feeds = [program.examples, *fresh, *program.other_examples, *extra]
         looked = witnesses(program)
@@ -90,14 +92,14 @@ class Verify:
             for name, value in want.items():
                 if name in looked and (name not in have or have[name].shape != value.shape):
                     continue  # an inner value that was cut
-                absolute, relative, fits = self._compare(value, have[name])
+                absolute, relative, fits = self._compare(value, have[name], rtol)
                 passed &= fits
                 if (relative, absolute) >= worst[:2]:
                     worst = (relative, absolute, name)
-                lost = max(lost, self._compare(full[name], have[name])[1])
-        return Verdict(passed, worst[1], worst[0], len(feeds), dtype, self.atol, self.rtol, worst[2], lost)
+                lost = max(lost, self._compare(full[name], have[name], rtol)[1])
+        return Verdict(passed, worst[1], worst[0], len(feeds), dtype, self.atol, rtol, worst[2], lost)
 
-    def _compare(self, want: Array, found: Array) -> tuple[float, float, bool]:
+    def _compare(self, want: Array, found: Array, rtol: float) -> tuple[float, float, bool]:
         if want.shape != found.shape:
             return float("inf"), float("inf"), False
         if want.size == 0:
@@ -111,9 +113,19 @@ class Verify:
         finite = np.abs(a[np.isfinite(a)])
         scale = float(finite.max()) if finite.size else 0.0
         absolute = float(np.nan_to_num(gap, nan=np.inf).max())
-        small = self.atol / self.rtol if self.rtol else 0.0
+        small = self.atol / rtol if rtol else 0.0
         relative = absolute / (scale + small) if absolute else 0.0
-        return absolute, relative, absolute <= self.atol + self.rtol * scale
+        return absolute, relative, absolute <= self.atol + rtol * scale
+
+
+#: Accepted relative difference by the narrowest type that a network computes in, some units of its last place.
+TOLERANCES = {ir.DataType.FLOAT: 1e-4, ir.DataType.FLOAT16: 5e-3, ir.DataType.BFLOAT16: 4e-2}
+
+
+def tolerance(program: Program) -> float:
+    """The accepted relative difference for a network, from the types of its constants."""
+    held = {value.const_value.dtype for value in program.model.graph.initializers.values() if value.const_value}
+    return max((TOLERANCES[one] for one in held if one in TOLERANCES), default=TOLERANCES[ir.DataType.FLOAT])
 
 
 def witnesses(program: Program) -> list[str]:

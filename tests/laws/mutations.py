@@ -64,7 +64,12 @@ def _put(axes: tuple[Axis, ...], path: tuple[int, ...], new: tuple[Axis, ...]) -
 
 def mutants(line: Line) -> Iterator[Mutant]:
     """Every line with one thing wrong."""
-    names = {one.name for side in (*line.operands, *line.results) for _, one in _places(side.axes or ()) if isinstance(one, Letter)}
+    names = {
+        one.name
+        for side in (*line.operands, *line.results)
+        for _, one in _places(side.axes or ())
+        if isinstance(one, Letter)
+    }
     for side in ("operands", "results"):
         operands = getattr(line, side)
         for k, operand in enumerate(operands):
@@ -90,18 +95,26 @@ def mutants(line: Line) -> Iterator[Mutant]:
                     yield Mutant(f"swap {where}", with_axes(_put(_put(operand.axes, a, (other,)), b, (one,))))
             for path, axis in places:
                 if isinstance(axis, Product) and len(axis.terms) > 1:
-                    yield Mutant(f"sum for product {where}", with_axes(_put(operand.axes, path, (Segments(axis.terms),))))
+                    yield Mutant(
+                        f"sum for product {where}", with_axes(_put(operand.axes, path, (Segments(axis.terms),)))
+                    )
                 elif isinstance(axis, Segments):
                     turned = Segments(axis.terms[::-1])
                     if turned != axis:
                         yield Mutant(f"reverse segments {where}", with_axes(_put(operand.axes, path, (turned,))))
             for path, one in letters:
                 yield Mutant(f"drop {one.name} {where}", with_axes(_put(operand.axes, path, ())))
-                yield Mutant(f"untie {one.name} {where}", with_axes(_put(operand.axes, path, (replace(one, name=FRESH),))))
+                yield Mutant(
+                    f"untie {one.name} {where}", with_axes(_put(operand.axes, path, (replace(one, name=FRESH),)))
+                )
                 if one.fed_back:
-                    yield Mutant(f"forget ' {where}", with_axes(_put(operand.axes, path, (replace(one, fed_back=False),))))
+                    yield Mutant(
+                        f"forget ' {where}", with_axes(_put(operand.axes, path, (replace(one, fed_back=False),)))
+                    )
                     for name in sorted(names - {one.name}):
-                        yield Mutant(f"feed back {name} {where}", with_axes(_put(operand.axes, path, (replace(one, name=name),))))
+                        yield Mutant(
+                            f"feed back {name} {where}", with_axes(_put(operand.axes, path, (replace(one, name=name),)))
+                        )
     for kind in ("whole", "stat"):
         for name in sorted(getattr(line, kind)):
             yield Mutant(f"drop {kind} {name}", write_line(replace(line, **{kind: getattr(line, kind) - {name}})))
@@ -167,7 +180,9 @@ def explain(solution: Solution, effect: Effect) -> dict[Space, Mask] | None:
     """The choice of units that keeps the indices of an effect, if there is one."""
     chosen: dict[Space, Mask] = {}
     pairs = list(zip(solution.operand_axes, effect.operands, strict=True))
-    pairs += [(axes, masks) for axes, masks in zip(solution.result_axes, effect.results, strict=True) if masks is not None]
+    pairs += [
+        (axes, masks) for axes, masks in zip(solution.result_axes, effect.results, strict=True) if masks is not None
+    ]
     for axes, masks in pairs:
         for space, mask in zip(axes, masks, strict=True):
             if not _solve(space, mask, chosen):
@@ -199,7 +214,9 @@ def _same(effect: Effect, other: Effect) -> bool:
         return a is None or b is None or all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
     def zeroed(ways: Sequence[Mapping[tuple[int, int], Mask]]) -> set[frozenset[tuple[tuple[int, int], bytes]]]:
-        return {frozenset((at, mask.tobytes()) for at, mask in way.items() if not mask.all()) for way in ways} or {frozenset()}
+        return {frozenset((at, mask.tobytes()) for at, mask in way.items() if not mask.all()) for way in ways} or {
+            frozenset()
+        }
 
     return (
         all(equal(a, b) for a, b in zip(effect.operands, other.operands, strict=True))

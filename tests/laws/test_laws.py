@@ -47,7 +47,9 @@ def test_every_rule_has_a_sample(tally: Counter[str]) -> None:
     rules = {key for key, one in all_rules().items() if one.reason is None}
     claimed = {(one.domain, one.op) for i, one in enumerate(SAMPLES) if not report(i).refusal}
     assert not rules - claimed, "these rules have no sample that they describe"
-    tally.update({"rules": len(rules), "samples": len(SAMPLES), "cuts": sum(report(i).cuts for i in range(len(SAMPLES)))})
+    tally.update(
+        {"rules": len(rules), "samples": len(SAMPLES), "cuts": sum(report(i).cuts for i in range(len(SAMPLES)))}
+    )
     sampled = {(one.domain, one.op) for one in SAMPLES}
     assert not sampled - set(all_rules()), "these samples have no rule"
 

@@ -49,7 +49,9 @@ def test_verdicts(op: str, text: str, verdict: str) -> None:
 
 
 def test_the_ways_to_go_wrong() -> None:
-    found = [f"{one.kind}: {one.text}" for one in mutants(parse("(g i), h' -> (a + g) | a=@n | g=2 | whole: i | stat: h"))]
+    found = [
+        f"{one.kind}: {one.text}" for one in mutants(parse("(g i), h' -> (a + g) | a=@n | g=2 | whole: i | stat: h"))
+    ]
     assert found == [
         "swap of operand 0: (i g), h' -> (a + g) | a=@n | g=2 | whole: i | stat: h",
         "sum for product of operand 0: (g + i), h' -> (a + g) | a=@n | g=2 | whole: i | stat: h",
