@@ -110,7 +110,9 @@ def speed_sentence(compared: Comparison) -> str:
     if compared.ratio_high < 1:
         return f"faster: the artefact takes {compared.ratio:.0%} of the original's time here."
     if compared.ratio_low > 1:
-        return f"slower: the artefact takes {compared.ratio:.0%} of the original's time here, although it computes less."
+        return (
+            f"slower: the artefact takes {compared.ratio:.0%} of the original's time here, although it computes less."
+        )
     return (
         "not shown to be faster: the interval of the ratio reaches 1, so that on this machine, under its present load, "
         "no difference can be told from noise."
@@ -146,7 +148,9 @@ def _near(path: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """``python benchmarks/demo.py``; returns the exit code, graphprune's own for its errors."""
     parser = argparse.ArgumentParser(description="Cut, prove and measure an OCR network.")
-    parser.add_argument("-o", "--output", type=Path, default=Path("out"), help="folder for the artefacts (default: out)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("out"), help="folder for the artefacts (default: out)"
+    )
     parser.add_argument("--duration", type=float, default=9.0, help="seconds of timed work (default: 9)")
     given = parser.parse_args(arguments)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["Analysis", "ExportOptions", "ExportResult", "Network", "load", "verify_files"]
 
 _log = logging.getLogger(__name__)
+
+_IN_MEMORY = re.compile(r"model in memory \(\d+ bytes\)")
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,10 @@ def load(
             model, name = read_onnx(path), path.name
         clean(model)
     with _timed(seconds, "observe"):
-        program = observe(model, OrtRunner(), keep=_kept, given=given, input_shapes=input_shapes, seed=seed)
+        try:
+            program = observe(model, OrtRunner(), keep=_kept, given=given, input_shapes=input_shapes, seed=seed)
+        except InputError as error:  # the runtime was handed a message in memory; the user knows a file
+            raise InputError(_IN_MEMORY.sub(f"'{path or name}'", str(error))) from error
     program.source, program.parameter_names, program.notes = path, parameter_names, (*program.notes, *notes)
     return Network(program, path, name, seconds)
 
@@ -469,7 +475,7 @@ class _Export:
                     return None
                 verdict = _verify(self.network.program, members, pruned, check, options.verify_dtype)
             except InputError as error:
-                said = str(error).replace(f"{staging}{os.sep}", "")
+                said = _IN_MEMORY.sub("the cut or the masked network", str(error)).replace(f"{staging}{os.sep}", "")
                 raise VerificationError(
                     f"the cut network cannot be held against its original: {said}. {advice}"
                 ) from error

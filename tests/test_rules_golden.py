@@ -16,12 +16,12 @@ from graphprune.coupling.registry import all_rules
 ELEMENTWISE = {
     "x* -> x*": """
         Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
-        HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
-        Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
+        HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin
+        Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
     """,
     "x*, x* -> x*": """
-        Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Mod Mul Or PRelu
-        Pow Sub Xor
+        Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Mod Mul Or
+        PRelu Pow Sub Xor
     """,
     "x*, ... -> x*": "Max Mean Min Sum",
 }

@@ -305,6 +305,9 @@ class _Collector:
                     summed = one.fed_back or one.name in layout.contracted
                     if not free.get(one.name):
                         continue
+                    if one.name in layout.zero and not fixed:
+                        for part in free[one.name]:
+                            yield part, value.name or "", at, "contracted", held[at], len(held)
                     if summed and (not fixed or value.name in self.coupling.private):
                         pending.setdefault(one.name, (value, at, k, held))
                         continue

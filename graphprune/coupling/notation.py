@@ -11,7 +11,9 @@
                            row-major product, ``(a + b)`` segments one after another, a number (a whole factor),
                            ``h'`` the same indices fed back
     clauses after ``|``    ``g=@group:1`` size read from an attribute (with its default) and written back to it;
-                           ``g=4`` a size; ``whole:`` never cut; ``stat:`` a statistic is computed over it;
+                           ``(k r)=@heads`` the size of a product; ``g=4`` a size; ``whole:`` never cut;
+                           ``stat:`` a statistic is computed over it; ``zero:`` one that zeros leave as it is, so that
+                           the operand is silenced there instead;
                            ``macs:`` letters whose product is the number of multiply-accumulates (``+`` adds terms);
                            ``scale:`` index of the operand that scales what passes
 
@@ -99,10 +101,11 @@ class Line:
     operands: tuple[Operand, ...]
     results: tuple[Operand, ...]
     repeats: bool = False
-    attributes: tuple[tuple[str, Attribute], ...] = ()
+    attributes: tuple[tuple[tuple[str, ...], Attribute], ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
     whole: frozenset[str] = frozenset()
     stat: frozenset[str] = frozenset()
+    zero: frozenset[str] = frozenset()
     macs: tuple[tuple[str | int, ...], ...] = ()
     scale: int | None = None
 
@@ -266,14 +269,23 @@ def parse(text: str) -> Line:
             raise reader.error(f"{name!r} stands on no axis of this line", column)
         return name
 
-    attributes: dict[str, Attribute] = {}
+    attributes: dict[tuple[str, ...], Attribute] = {}
     sizes: dict[str, int] = {}
-    marks: dict[str, set[str]] = {"whole": set(), "stat": set()}
+    marks: dict[str, set[str]] = {"whole": set(), "stat": set(), "zero": set()}
     macs: list[list[str | int]] = []
     scale: int | None = None
     while reader.peek() == "|":
         reader.take()
         column = reader.tokens[reader.at].at if reader.at < len(reader.tokens) else None
+        if reader.peek() == "(":  # an attribute that holds the size of a product
+            reader.take()
+            product = [letter()]
+            while reader.peek() != ")":
+                product.append(letter())
+            for token in (")", "=", "@"):
+                reader.take(token)
+            attributes[tuple(product)] = Attribute(reader.name("an attribute"))
+            continue
         head = reader.name("a clause")
         if reader.peek() == "=":
             if head not in known:
@@ -287,16 +299,16 @@ def parse(text: str) -> Line:
                     if reader.peek() == ":":
                         reader.take()
                         default = reader.number("a default")
-                    attributes[head] = Attribute(name, default)
+                    attributes[(head,)] = Attribute(name, default)
                 else:
                     sizes[head] = reader.number("a size or '@attribute'")
                 if reader.peek() in ("|", ""):
                     break
                 head = letter()
             continue
-        if head not in ("whole", "stat", "macs", "scale"):
+        if head not in (*marks, "macs", "scale"):
             raise reader.error(
-                f"no clause is called {head!r}; there are whole, stat, macs, scale and letter=size", column
+                f"no clause is called {head!r}; there are whole, stat, zero, macs, scale and letter=size", column
             )
         reader.take(":")
         if head == "scale":
@@ -324,6 +336,7 @@ def parse(text: str) -> Line:
         tuple(sizes.items()),
         frozenset(marks["whole"]),
         frozenset(marks["stat"]),
+        frozenset(marks["zero"]),
         tuple(tuple(term) for term in macs),
         scale,
     )
@@ -349,12 +362,13 @@ def write_line(line: Line) -> str:
     ins = ", ".join([*map(_write_operand, line.operands), *["..."] * line.repeats])
     outs = ", ".join(map(_write_operand, line.results))
     clauses = [
-        f"{letter}=@{source.name}" + (f":{source.default}" if source.default is not None else "")
-        for letter, source in line.attributes
+        f"{_bracket(letters)}=@{source.name}"
+        + (f":{source.default}" if source.default is not None else "")
+        for letters, source in line.attributes
     ]
     clauses += [f"{letter}={n}" for letter, n in line.sizes]
     clauses += [
-        f"{kind}: {' '.join(sorted(names))}" for kind, names in (("whole", line.whole), ("stat", line.stat)) if names
+        f"{kind}: {' '.join(sorted(names))}" for kind, names in (("whole", line.whole), ("stat", line.stat), ("zero", line.zero)) if names
     ]
     if line.macs:
         clauses.append("macs: " + " + ".join(" ".join(map(str, term)) for term in line.macs))
@@ -374,6 +388,7 @@ class Layout:
     contracted: frozenset[str]
     whole: frozenset[str]
     stat: frozenset[str]
+    zero: frozenset[str]
     macs: tuple[tuple[str | int, ...], ...]
     ignored: frozenset[int]
 
@@ -438,6 +453,11 @@ def lay_out(line: Line, operands: tuple[int | None, ...], results: tuple[int | N
         frozenset(named_in - named_out),
         spelled(line.whole),
         spelled(line.stat),
+        spelled(line.zero),
         tuple(macs),
         frozenset(i for i, operand in enumerate(described) if operand.ignored),
     )
+
+
+def _bracket(letters: tuple[str, ...]) -> str:
+    return letters[0] if len(letters) == 1 else f"({' '.join(letters)})"

@@ -41,6 +41,14 @@ class Binding:
     spaces: Mapping[str, Space]
     live: bool
 
+    def attribute_sizes(self, size: Callable[[Space], int]) -> dict[str, int]:
+        """What the attributes that hold sizes have to say, given the sizes of the spaces."""
+        return {
+            source.name: multiply(size(self.spaces[letter]) for letter in letters)
+            for letters, source in self.layout.line.attributes
+            if all(letter in self.spaces for letter in letters)
+        }
+
 
 @dataclass
 class Coupling:
@@ -98,7 +106,8 @@ def couple(
         if closed:
             _close(coupling, value, Refusal("it is an input of the network"))
         for axis in program.moving.get(value.name or "", ()):
-            make_whole(coupling.of(value.name or "")[axis], Refusal("its size is symbolic", tensor=value.name or "", axis=axis))
+            why = Refusal("its size is symbolic", tensor=value.name or "", axis=axis)
+            make_whole(coupling.of(value.name or "")[axis], why)
     for node in _rearrangements(program, coupling.private):
         _state(coupling, node, live=False)
     for node in _size_readers(program):  # what they make of their operand's axes is their rule's to say
@@ -290,14 +299,17 @@ def _sizes(
     made: Sequence[tuple[int, ...] | None],
 ) -> dict[str, int]:
     sizes: dict[str, int] = dict(layout.line.sizes)
-    for letter, source in layout.line.attributes:
-        held = node.attributes.get(source.name)
-        if held is not None:
-            sizes[letter] = int(held.value)
-        elif source.default is not None:
-            sizes[letter] = source.default
-    stated = set(sizes)
     pending: list[tuple[Axis, int, str]] = []
+    for letters, source in layout.line.attributes:
+        held = node.attributes.get(source.name)
+        stated_size = int(held.value) if held is not None else source.default
+        if stated_size is None:
+            continue
+        if len(letters) == 1:
+            sizes[letters[0]] = stated_size
+        else:
+            pending.append((Product(tuple(map(Letter, letters))), stated_size, f"attribute {source.name}"))
+    stated = set(sizes)
     for kind, sides, shapes in (("operand", layout.operands, given), ("result", layout.results, made)):
         for k, (axes, shape) in enumerate(zip(sides, shapes, strict=False)):
             if axes is None or shape is None:

@@ -368,9 +368,9 @@ def _split_product(space: Space, at: int) -> tuple[Space, Space]:
     if len(factors) == 1:
         return split(first, at)
     rows, extra = divmod(at, rest.n)
-    if first.form is Form.LEAF and first.refusal is None and not extra and 1 in (rows, first.n - rows):
-        if any(free_leaves(rest)):  # segments that are copies of one another: the copies stay, their units may go
-            make_whole(first, _STRADDLE)
+    copies = first.form is Form.LEAF and first.refusal is None and not extra and 1 in (rows, first.n - rows)
+    if copies and any(free_leaves(rest)):  # segments that are copies of one another: these stay, their units may go
+        make_whole(first, _STRADDLE)
     if first.form is Form.LEAF and first.refusal is not None:  # a whole factor is as many copies of the rest
         why = first.refusal
         head = [prod([whole(rows, why), rest])] if rows else []

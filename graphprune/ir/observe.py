@@ -22,6 +22,7 @@ __all__ = ["example_for", "observe", "random_feeds"]
 _READS_SIZES = frozenset({"Shape", "Size"})  # they depend on their operand's shape alone
 _SMALL = 4096  # elements; nothing that feeds a shape is larger
 _SUFFIX = "/observed_shape"
+_ALIKE = 3  # tries that fail with the very same words: then it is not the sizes
 
 # Sizes tried for symbolic dimensions: images, then text lines, then token sequences and feature vectors.
 _IMAGE = (224, 48, 32, 64, 128, 256, 320, 640, 28, 96)
@@ -88,12 +89,15 @@ def _check_shape(value: ir.Value, shape: tuple[int, ...]) -> None:
 
 
 def _candidates(unknown: list[str], leading: set[str], image: bool) -> Iterator[dict[str, int]]:
-    """Sizes to try for the unknown dimensions: a batch of one, all others equal, then all pairs."""
+    """Sizes to try for the unknown dimensions: a batch of one, all others equal, then all pairs.
+
+    Where the batch alone is unknown: one, and a few others.
+    """
     rest = [name for name in unknown if name not in leading]
     sizes = _IMAGE if image else _OTHER
     base = dict.fromkeys(leading, 1)
     if not rest:
-        yield base
+        yield from (dict.fromkeys(leading, size) for size in (1, 2, 8))
         return
     for size in sizes:
         yield base | dict.fromkeys(rest, size)
@@ -110,6 +114,10 @@ class _Observer:
         self.run = run
         self.model = model.clone()
         graph = self.model.graph
+        taken = {value.name or "" for node in graph for value in node.outputs}
+        self.suffix = _SUFFIX
+        while any(name.endswith(self.suffix) for name in taken):
+            self.suffix += "_"
         read: list[ir.Value] = []
         names: list[str] = []
         for node in list(graph):
@@ -124,7 +132,7 @@ class _Observer:
             graph.outputs.append(value)
         for name in names:
             reader = ir.node("Shape", inputs=[values[name]])
-            reader.outputs[0].name = name + _SUFFIX
+            reader.outputs[0].name = name + self.suffix
             graph.append(reader)
             graph.outputs.append(reader.outputs[0])
 
@@ -132,8 +140,8 @@ class _Observer:
         shapes: dict[str, tuple[int, ...]] = {name: array.shape for name, array in feeds.items()}
         read: dict[str, Array] = {}
         for name, array in self.run(self.model, feeds, None).items():
-            if name.endswith(_SUFFIX):
-                shapes[name.removesuffix(_SUFFIX)] = tuple(int(n) for n in array)
+            if name.endswith(self.suffix):
+                shapes[name.removesuffix(self.suffix)] = tuple(int(n) for n in array)
             else:
                 read[name] = array
         return Seen(shapes, read)
@@ -163,6 +171,10 @@ def example_for(
     Returns the feeds, the run, and the symbolic dimensions in their order.
     """
     inputs = {value.name: value for value in inputs_of(model) if value.name}
+    for name, value in inputs.items():
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            kind = type(value.type).__name__.removesuffix("Type").lower()
+            raise InputError(f"input {name!r} is a {kind}; only tensors can be fed, so the network cannot be observed")
     shapes = {name if name is not None else next(iter(inputs), ""): shape for name, shape in input_shapes.items()}
     if None in input_shapes and len(inputs) != 1:
         raise InputError(f"the model has {len(inputs)} inputs ({', '.join(inputs)}): write --input-shapes NAME:DIMS")
@@ -201,12 +213,16 @@ def example_for(
         return feeds
 
     error: InputError | None = None
+    alike = 0
     for sizes in _candidates(free, leading & set(free), image):
         try:
             feeds = build(fixed | sizes)
             return feeds, works(feeds), unknown
         except InputError as failed:
             error = error or failed
+            alike += str(failed) == str(error)
+            if alike == _ALIKE:
+                raise error from None
     assert error is not None
     if not free:
         raise error

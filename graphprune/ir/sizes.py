@@ -50,7 +50,7 @@ class Constants:
         self.taken.add(unique)
         tensor.name = unique
         value = ir.Value(
-            name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=unique, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         self.graph.register_initializer(value)
         return value
@@ -198,7 +198,7 @@ def _reshape(writer: SizeWriter) -> None:
             entries[axis] = n
     if inferred and any(target[axis] != -1 and n == -1 for axis, n in entries.items()):
         entries.update(
-            {axis: writer.result_shape[axis] for axis in np.flatnonzero(target == -1) if axis not in entries}
+            {axis: writer.result_shape[axis] for axis, n in enumerate(target) if n == -1 and axis not in entries}
         )
     writer.put(1, entries)
 

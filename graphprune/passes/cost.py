@@ -20,7 +20,8 @@ class Cost:
     """Costs of one network under any plan.
 
     ``weights`` has one term per constant that live nodes compute with, ``work`` one per contraction: a number times
-    the sizes of the axes that may change. Scalars, sizes and indices do not count as parameters.
+    the sizes of the axes that may change. Scalars, sizes and indices do not count as parameters. A small vector that
+    several layers share counts for each of them, because each is cut on its own.
     """
 
     grouping: Grouping
@@ -31,19 +32,20 @@ class Cost:
     def of(cls, grouping: Grouping) -> Cost:
         """Read the terms off a grouping."""
         coupling = grouping.coupling
-        weights: dict[str, Term] = {}
+        weights: dict[tuple[str, object], tuple[str, Term]] = {}
         work: list[tuple[str, Term]] = []
         for binding in coupling.bindings:
             if not binding.live:
                 continue
             for name, spaces in _constants(grouping, binding):
-                if name not in weights and multiply(space.n for space in spaces) > 1:
-                    weights[name] = _term(1, spaces)
+                key = (name, id(binding) if name in coupling.private else None)
+                if key not in weights and multiply(space.n for space in spaces) > 1:
+                    weights[key] = name, _term(1, spaces)
             for factors in binding.layout.macs:
                 number = multiply(f for f in factors if isinstance(f, int))
                 spaces = [binding.spaces[f] for f in factors if isinstance(f, str) and f in binding.spaces]
                 work.append((binding.node.name or binding.node.outputs[0].name or "", _term(number, spaces)))
-        return cls(grouping, tuple(weights.items()), tuple(work))
+        return cls(grouping, tuple(weights.values()), tuple(work))
 
     def params(self, keep: Keep) -> int:
         """Elements of all weights that stay."""

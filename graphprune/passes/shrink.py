@@ -69,10 +69,9 @@ class _Shrinking:
         for binding, node in pairs:
             for k in range(len(node.inputs)):
                 self._cut_operand(binding, node, k)
-            for letter, source in binding.layout.line.attributes:
-                if letter in binding.spaces and source.name in node.attributes:
-                    size = int(self.mask(binding.spaces[letter]).sum())
-                    node.attributes[source.name] = ir.AttrInt64(source.name, size)
+            for name, size in binding.attribute_sizes(lambda space: int(self.mask(space).sum())).items():
+                if name in node.attributes:
+                    node.attributes[name] = ir.AttrInt64(name, size)
             rewrite(
                 SizeWriter(node, binding.node, self.program, partial(self._node_mask, binding.node), self.constants)
             )

@@ -69,8 +69,9 @@ def samples() -> list[Sample]:
 
 
 _UNARY = {
-    "normal": "Abs Ceil Celu Cos Cosh Elu Erf Exp Floor HardSigmoid HardSwish LeakyRelu Mish Neg Relu Round Selu Shrink "
-    "Sigmoid Sign Sin Sinh Softplus Softsign Tan Tanh ThresholdedRelu Asinh Atan IsInf IsNaN Identity Reciprocal",
+    "normal": "Abs Ceil Celu Cos Cosh Elu Erf Exp Floor HardSigmoid HardSwish LeakyRelu Mish Neg Relu Round Selu "
+    "Shrink Sigmoid Sign Sin Sinh Softplus Softsign Tan Tanh ThresholdedRelu Asinh Atan IsInf IsNaN Identity "
+    "Reciprocal",
     "unit": "Acos Asin Atanh",
     "positive": "Log Sqrt",
 }

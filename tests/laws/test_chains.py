@@ -104,8 +104,8 @@ def networks(draw: st.DrawFn) -> ir.Model:
     """x -> product with a weight -> chain -> product with a weight (itself at the end of a chain) -> y."""
     b = Builder(np.random.default_rng(draw(st.integers(0, 2**16))))
     width = draw(st.sampled_from(FACTORS)) * draw(st.sampled_from(FACTORS))
-    rows = draw(st.sampled_from((2, 3)))
-    x = ir.Value(name="x", shape=ir.Shape([rows, 7]), type=ir.TensorType(ir.DataType.FLOAT))
+    rows = draw(st.sampled_from((2, 3, -1)))  # -1: a symbolic batch
+    x = ir.Value(name="x", shape=ir.Shape(["N" if rows < 0 else rows, 7]), type=ir.TensorType(ir.DataType.FLOAT))
     convolve = draw(st.booleans())
     value, shape = b.weight(7, width), [7, width]
     for _ in range(draw(st.integers(0, 3))):  # the constant's own chain; its first axis meets x

@@ -44,15 +44,15 @@ def slice_bounds(node: NodeView) -> dict[int, tuple[int, int, int]]:
         if node.has(3) and axes is None:
             raise Refuse("its axes are computed")
     count = len(axes) if axes is not None else len(starts) if starts is not None else rank
-    axes = [int(a) % rank for a in (axes if axes is not None else range(count))]
+    chosen = [int(a) % rank for a in (axes if axes is not None else range(count))]
     if starts is None or ends is None or (node.has(4) and steps is None):
-        return dict.fromkeys(axes, (0, 0, 0))
-    steps = [1] * count if steps is None else [int(s) for s in steps]
+        return dict.fromkeys(chosen, (0, 0, 0))
+    strides = [1] * count if steps is None else [int(s) for s in steps]
     return {
         axis: slice(int(a), int(b), step).indices(shape[axis])
         if step > 0
         else slice(int(a), None if int(b) < -shape[axis] else int(b), step).indices(shape[axis])
-        for axis, a, b, step in zip(axes, starts, ends, steps, strict=True)
+        for axis, a, b, step in zip(chosen, starts, ends, strides, strict=True)
     }
 
 
@@ -109,3 +109,46 @@ def _gather_elements(node: NodeView) -> str:
     chosen = [f"a{i}" if ok else f"i{i}" for i, ok in enumerate(passing)]
     whole = [name for name in (*names, *chosen) if name[0] != "a" and name != f"i{axis}"]
     return f"{' '.join(names)}, {' '.join(chosen)} -> {' '.join(chosen)}{clause('whole', whole)}"
+
+
+@rule("ScatterND")
+def _scatter_nd(node: NodeView) -> str:
+    """d* r*, indices, u* r* -> d* r* | whole: d u: what is not indexed passes"""
+    indexed, rank = node.shape(1)[-1], len(node.shape(0))
+    names = [f"d{i}" if i < indexed else f"r{i}" for i in range(rank)]
+    updates = [f"u{i}" for i in range(len(node.shape(1)) - 1)]
+    data = " ".join(names)
+    return (
+        f"{data}, ., {' '.join([*updates, *names[indexed:]])} -> {data}{clause('whole', [*names[:indexed], *updates])}"
+    )
+
+
+@rule("GatherND")
+def _gather_nd(node: NodeView) -> str:
+    """b* d* r*, indices -> b* i* r* | whole: d i: what is not indexed passes"""
+    batch, indices, rank = int(node.attr("batch_dims", 0)), node.shape(1), len(node.shape(0))
+    indexed = indices[-1]
+    names = [f"b{i}" if i < batch else f"d{i}" if i < batch + indexed else f"r{i}" for i in range(rank)]
+    made = [f"i{i}" for i in range(batch, len(indices) - 1)]
+    whole = [*names[: batch + indexed], *made]
+    return f"{' '.join(names)}, . -> {' '.join([*names[:batch], *made, *names[batch + indexed :]])}{clause('whole', whole)}"
+
+
+@rule("ScatterElements")
+def _scatter_elements(node: NodeView) -> str:
+    """axes of equal size pass, the others and the indexed one are whole"""
+    data, updates, axis = node.shape(0), node.shape(2), node.axis()
+    passing = [n == m and i != axis for i, (n, m) in enumerate(zip(data, updates, strict=True))]
+    names = [f"a{i}" if ok else f"d{i}" for i, ok in enumerate(passing)]
+    changed = [f"a{i}" if ok else f"u{i}" for i, ok in enumerate(passing)]
+    whole = [name for name in (*names, *changed) if name[0] != "a"]
+    spelled = " ".join(changed)
+    return f"{' '.join(names)}, {spelled}, {spelled} -> {' '.join(names)}{clause('whole', whole)}"
+
+
+@rule("ReverseSequence")
+def _reverse_sequence(node: NodeView) -> str:
+    """x*, . -> x* | whole: the time and batch axes"""
+    names = letters(len(node.shape(0)))
+    whole = [names[int(node.attr("batch_axis", 1))], names[int(node.attr("time_axis", 0))]]
+    return f"{' '.join(names)}, . -> {' '.join(names)}{clause('whole', whole)}"

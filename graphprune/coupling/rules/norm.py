@@ -44,9 +44,9 @@ def _softmax(node: NodeView) -> str:
 
 @rule("LpNormalization")
 def _lp_norm(node: NodeView) -> str:
-    """x* -> x* | stat over the axis"""
-    axis = node.axis(-1)
-    return _over(node, axis, axis + 1)
+    """x* -> x* | zero: the axis, whose norm zeros leave as it is"""
+    axis, names = node.axis(-1), letters(len(node.shape(0)))
+    return f"{' '.join(names)} -> {' '.join(names)} | zero: {names[axis]}"
 
 
 @rule("MeanVarianceNormalization")
@@ -121,9 +121,19 @@ def _arg(node: NodeView) -> str:
 
 @rule("CumSum")
 def _cumsum(node: NodeView) -> str:
-    """x* -> x* | stat over the axis"""
+    """x* -> x* | zero: the axis"""
+    return _cumulate(node, "zero")
+
+
+@rule("CumProd")
+def _cumprod(node: NodeView) -> str:
+    """x* -> x* | stat: the axis"""
+    return _cumulate(node, "stat")
+
+
+def _cumulate(node: NodeView, kind: str) -> str:
     axis = node.value(1)
     if axis is None:
         raise Refuse("its axis is computed")
     names = letters(len(node.shape(0)))
-    return f"{' '.join(names)}, . -> {' '.join(names)} | stat: {names[int(axis.reshape(-1)[0])]}"
+    return f"{' '.join(names)}, . -> {' '.join(names)} | {kind}: {names[int(axis.reshape(-1)[0])]}"

@@ -1,0 +1,118 @@
+"""Fused attention, rotary embeddings and the normalisations that runtimes fuse around them."""
+
+from __future__ import annotations
+
+from graphprune.coupling.registry import NodeView, Refuse, declare, rule
+
+_MS = "com.microsoft"
+
+declare(
+    """
+SkipLayerNormalization            b* c, b* c, c, c?, c? -> b* c, b* y?, b* y?, b* c?  | stat: c | scale: 2
+SkipSimplifiedLayerNormalization  b* c, b* c, c, c? -> b* c, b* y?, b* y?, b* c?      | stat: c | scale: 2
+SimplifiedLayerNormalization      b* c, c -> b* c, b* y?                              | stat: c | scale: 1
+BiasGelu                          b* c, c -> b* c
+FastGelu                          b* c, c? -> b* c
+BiasAdd                           b* c, c, b* c -> b* c
+BiasSplitGelu                     b* (2 c), (2 c) -> b* c
+Gelu|QuickGelu                    x* -> x*
+""",
+    domain=_MS,
+)
+declare("SwiGLU  x*, x* -> x*")
+declare("SimplifiedLayerNormalization  b* c, c -> b* c, b* y?  | stat: c | scale: 1")
+
+
+def _mask(node: NodeView, k: int, heads: str) -> str:
+    """A mask or bias of 2 to 4 axes that broadcasts to ``b heads s t``."""
+    rank = len(node.shape(k)) if node.has(k) else 4
+    if rank > 4:
+        raise Refuse(f"operand {k} has {rank} axes")
+    return " ".join(["b", heads, "s", "t"][4 - rank :]) + "?"
+
+
+@rule("Attention")
+def _attention(node: NodeView) -> str:
+    """b s (k r d), b t (k d), b t (k v) -> b s (k r v), or with heads on an axis of their own; softmax over t is stat"""
+    flat = len(node.shape(0)) == 3
+    if flat:
+        operands = ["b s (k r d)", "b t (k d)", "b t (k v)"]
+        result, heads = "b s (k r v)", " | (k r)=@q_num_heads | k=@kv_num_heads"
+    else:
+        operands = ["b (k r) s d", "b k t d", "b k t v"]
+        result, heads = "b (k r) s v", f" | k={node.shape(1)[1]}"
+    if node.has(4) or node.has(5):
+        operands[1], operands[2] = operands[1].replace("t", "n"), operands[2].replace("t", "n")
+        operands += [_mask(node, 3, "(k r)"), "b k p d?", "b k p v?", ".?"]
+    else:
+        operands += [_mask(node, 3, "(k r)"), "b k t d?", "b k t v?", ".?"]
+    whole = " n p" if node.has(4) or node.has(5) else ""
+    # of the keys that the softmax runs over only their number is left to say: it is a sequence's
+    return (
+        f"{', '.join(operands)} -> {result}, b k t d?, b k t v?, b (k r) s t?{heads} | whole: t{whole} "
+        "| macs: b s t k r d + b s t k r v"
+    )
+
+
+@rule("MultiHeadAttention", domain=_MS)
+def _multi_head_attention(node: NodeView) -> str:
+    """b s (h d), b t (h d), b t (h v), (h d + h d + h v)? -> b s (h v) | h=@num_heads"""
+    if not node.has(1) or not node.has(2) or len(node.shape(1)) != 3 or len(node.shape(2)) != 3:
+        raise Refuse("its keys and values are packed or already split into heads")
+    if any(node.has(k) for k in (6, 7, 8, 9)) or len(node.node.outputs) > 1:
+        raise Refuse("it keeps keys and values of earlier steps")
+    bias = "(h d + h d + h v)?" if node.has(3) else ".?"
+    return (
+        f"b s (h d), b t (h d), b t (h v), {bias}, .?, {_mask(node, 5, 'h')} -> b s (h v) | h=@num_heads | whole: t "
+        "| macs: b s t h d + b s t h v"
+    )
+
+
+@rule("GroupQueryAttention", domain=_MS)
+def _group_query_attention(node: NodeView) -> str:
+    """b s (k r d), b n (k d), b n (k d), caches b k p d -> b s (k r d), b k t d, b k t d | heads only"""
+    if not node.has(1) or not node.has(2):
+        raise Refuse("its queries, keys and values are packed")
+    if any(node.has(k) for k in (11, 12, 13, 14, 15)) or len(node.node.outputs) > 3:
+        raise Refuse("it has sinks, quantised caches or norms of its own")
+    return (
+        "b s (k r d), b n (k d), b n (k d), b k p d?, b k p d?, .?, .?, .?, .?, .?, .? -> b s (k r d), b k t d?, b k t d? "
+        "| (k r)=@num_heads | k=@kv_num_heads | whole: d n p t | macs: b s n k r d + b s n k r d"
+    )
+
+
+@rule("RotaryEmbedding")
+def _rotary(node: NodeView) -> str:
+    """b h s (2 e), s e, s e -> b h s (2 e): halves, or (e 2) where interleaved; what is beyond the rotary part passes"""
+    return _rotated(node, cache=1, positions=3, rotary=int(node.attr("rotary_embedding_dim", 0)))
+
+
+@rule("RotaryEmbedding", domain=_MS)
+def _rotary_contrib(node: NodeView) -> str:
+    """b h s (2 e), positions, m e, m e -> b h s (2 e): halves, or (e 2) where interleaved"""
+    return _rotated(node, cache=2, positions=1, rotary=int(node.attr("rotary_embedding_dim", 0)))
+
+
+def _rotated(node: NodeView, *, cache: int, positions: int, rotary: int) -> str:
+    shape, table = node.shape(0), node.shape(cache)
+    pairs = "e 2" if node.attr("interleaved", 0) else "2 e"
+    flat = len(shape) == 3
+    heads = int(node.attr("num_heads", 0)) if flat else shape[1]
+    if flat and not heads:
+        raise Refuse("its number of heads is not said")
+    if rotary:  # the kernels check the attribute against the caches, and it cannot say a cut
+        pairs = f"({pairs} + f)"
+    inner = f"(h {pairs})" if flat else pairs if pairs.startswith("(") else f"({pairs})"
+    data = f"b s {inner}" if flat else f"b h s {inner}"
+    caches = "b s e" if len(table) == 3 else "m e"
+    operands = [""] * 4
+    operands[0], operands[cache], operands[cache + 1], operands[positions] = data, caches, caches, ".?"
+    sizes = f" | e={table[-1]}" + (" | h=@num_heads" if flat else "")
+    whole = (" m" if caches[0] == "m" else "") + (" e" if rotary else "")
+    return f"{', '.join(operands)} -> {data}{sizes}{f' | whole:{whole}' if whole else ''}"
+
+
+@rule("EmbedLayerNormalization", domain=_MS)
+def _embed_layer_norm(node: NodeView) -> str:
+    """., ., v c, p c, q c?, c, c -> b s c | stat: c | whole: v p q"""
+    return ".?, .?, v c, p c, q c?, c, c, .?, .? -> b s c, .?, b s c? | stat: c | whole: v p q b s | scale: 5"
