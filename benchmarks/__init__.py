@@ -1,1 +1,1 @@
-"""Benchmarks: each prints, or writes as Markdown, a table of ``docs/benchmarks.md``. Run them from the repository's root."""
+"""Benchmarks: each prints, or writes as Markdown, a table of ``docs/benchmarks.md``."""

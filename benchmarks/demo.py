@@ -29,9 +29,11 @@ ALIGN = 8
 
 def demo(out: Path, measure: MeasureOptions, console: Console) -> ExportResult:
     """Cut, prove, measure and tell. Raises what ``graphprune.pipeline.Network.export`` raises."""
+    from graphprune.ir.files import output_folder
     from graphprune.pipeline import load
     from models_zoo import ocr
 
+    output_folder(out)  # before any work
     path, _ = ocr.recogniser()
     shown = "x".join(map(str, SHAPES["x"]))
     console.print(f"PP-OCRv4 text recogniser ({path.name}), input x: {shown}")
@@ -47,7 +49,6 @@ def demo(out: Path, measure: MeasureOptions, console: Console) -> ExportResult:
         f"{analysis.governed_params:.1%} of the parameters and {analysis.governed_macs:.1%} of the MACs in exact groups"
     )
     console.print("cutting, proving, measuring (both networks in turn, in fresh processes) ...")
-    out.mkdir(parents=True, exist_ok=True)
     result = network.export(out, target_macs=TARGET, align=ALIGN, measure=measure)
     _table(result, path, console)
     _words(result, console)
@@ -95,9 +96,10 @@ def _words(result: ExportResult, console: Console) -> None:
     if verdict is not None:
         console.print(f"proof: {verdict_line(verdict)}.", markup=False)
         console.print(
-            "not kept: the accuracy. The proof says that the cut is right, namely equal to the original with the removed "
-            f"units silenced. With them, on random inputs, the outputs differ by up to {verdict.difference_to_original:.2g} "
-            "times the largest one. Nothing was repaired or trained after this cut: do not deploy it as it is.",
+            "not kept: the accuracy. The proof says that the cut is right: the artefact equals the original with the "
+            "removed units silenced. From the whole original it differs, on random inputs, by up to "
+            f"{verdict.difference_to_original:.2g} times the largest value. Nothing was repaired or trained after this "
+            "cut: do not deploy it as it is.",
             markup=False,
         )
     for note in result.notes:
@@ -124,7 +126,7 @@ def _next(result: ExportResult, source: Path) -> list[str]:
     command, original, shapes = _near(_tool()), _near(source), "--input-shapes x:" + "x".join(map(str, SHAPES["x"]))
     model, plan = _near(result.model), _near(result.plan_path)
     return [
-        f"{_near(result.folder)} holds model.onnx (the artefact), plan.json (what was cut) and manifest.json (everything "
+        f"{_near(result.folder)} holds model.onnx (the artefact), plan.json (what was cut) and manifest.json (what was "
         "asked, reached, proved and measured). To go on:",
         f"  {command} verify {original} {model} {plan} {shapes}",
         f"  {command} bench {original} {model} {shapes}",

@@ -439,7 +439,9 @@ class _Export:
         network, options = self.network, self.options
         grouping = network.grouping
         if options.plan is not None:
-            return None, replay(read_plan(options.plan), grouping), ()
+            saved = replay(read_plan(options.plan), grouping)
+            idle = "the plan removes nothing: the artefact computes what the source computes"
+            return None, saved, () if saved.kept else (idle,)
         chosen = Selection(options.include, options.exclude, options.stat)(grouping, network.program.parameter_names)
         if not chosen:
             raise NothingPrunableError(_why_nothing(grouping, options.stat))

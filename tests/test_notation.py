@@ -74,9 +74,10 @@ def test_clauses() -> None:
 def test_several_sizes_in_one_clause() -> None:
     assert parse("a, b -> a b | a=3 b=4").sizes == (("a", 3), ("b", 4))
     assert parse("p, q -> p q | p=@blocksize | q=@blocksize").attributes == (
-        ("p", Attribute("blocksize")),
-        ("q", Attribute("blocksize")),
+        (("p",), Attribute("blocksize")),
+        (("q",), Attribute("blocksize")),
     )
+    assert parse("(k r d) -> k r d | (k r)=@heads").attributes == ((("k", "r"), Attribute("heads")),)
 
 
 def test_white_space_means_nothing() -> None:

@@ -120,9 +120,9 @@ LogSoftmax-18(3x5x7)
 Hardmax-18(3x5x7)
     a0 a1 a2 -> a0 a1 a2 | stat: a2
 LpNormalization-18(3x5x7, axis=1, p=2)
-    a0 a1 a2 -> a0 a1 a2 | stat: a1
+    a0 a1 a2 -> a0 a1 a2 | zero: a1
 LpNormalization-18(3x5x7, p=1)
-    a0 a1 a2 -> a0 a1 a2 | stat: a2
+    a0 a1 a2 -> a0 a1 a2 | zero: a2
 MeanVarianceNormalization-18(2x5x3x7)
     a0 a1 a2 a3 -> a0 a1 a2 a3 | stat: a0 a2 a3
 MeanVarianceNormalization-18(2x5x7, axes=(2,))
@@ -194,9 +194,9 @@ ArgMax-18(4x4)
 ArgMin-18(3x5x7, axis=1)
     a0 a1 a2 -> a0 1 a2 | whole: a1
 CumSum-18(3x5x7, scalar)
-    a0 a1 a2, . -> a0 a1 a2 | stat: a1
+    a0 a1 a2, . -> a0 a1 a2 | zero: a1
 CumSum-18(3x5x7, scalar, reverse=1)
-    a0 a1 a2, . -> a0 a1 a2 | stat: a2
+    a0 a1 a2, . -> a0 a1 a2 | zero: a2
 CumSum-18(3x5x7, scalar given)
     refused: its axis is computed
 Reshape-18(3x35, [3 5 7])

@@ -52,6 +52,7 @@ class Group:
     ``exact``: the cut network equals the masked original to float accuracy whatever the weights are; otherwise some
     operator computes a statistic over the units (LayerNorm over the residual stream) and the group is *stat*.
     ``refusal``: why the group may not be cut at all, or ``None``.
+    ``covers``: sets of units (sorted, shape ``(k,)``) of which one has to stay each, since some axis holds no others.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Group:
     exact: bool
     members: Sequence[Member]
     refusal: str | None = None
+    covers: tuple[NDArray[np.int64], ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def group(coupling: Coupling) -> Grouping:
     groups: list[Group] = []
     place: dict[Space, tuple[str, int]] = {}
     for i, family in enumerate(families.values()):
-        groups.append(_group(f"g{i:03d}", family, found))
+        groups.append(_group(f"g{i:03d}", family, found, coupling))
         offset = 0
         for one in family:
             place[one] = (groups[-1].id, offset)
@@ -147,7 +149,9 @@ def group(coupling: Coupling) -> Grouping:
     return Grouping(coupling, tuple(groups), place, frozenset(collector.scales))
 
 
-def _group(name: str, family: list[Space], found: Mapping[Space, Mapping[tuple[str, int], Entry]]) -> Group:
+def _group(
+    name: str, family: list[Space], found: Mapping[Space, Mapping[tuple[str, int], Entry]], coupling: Coupling
+) -> Group:
     where: dict[tuple[str, int], Entry] = {}
     for one in family:
         for key, entry in found[one].items():
@@ -160,7 +164,19 @@ def _group(name: str, family: list[Space], found: Mapping[Space, Mapping[tuple[s
         size += one.n
     members = _Members(where, offsets)
     exact = all(one.stat is None for one in family)
-    return Group(name, _kind(family, where.values()), size, exact, members)
+    covers = _covers(coupling, offsets, size) if len(family) > 1 else ()
+    return Group(name, _kind(family, where.values()), size, exact, members, covers=covers)
+
+
+def _covers(coupling: Coupling, offsets: Mapping[Space, int], size: int) -> tuple[NDArray[np.int64], ...]:
+    """Where channels are shuffled, an axis may hold a few of the group's units only, and nothing else."""
+    found: dict[bytes, NDArray[np.int64]] = {}
+    for space in {space for axes in (*coupling.values.values(), *coupling.uses.values()) for space in map(find, axes)}:
+        if any(part in offsets for part in free_leaves(space)):
+            here = np.unique(units(space, offsets))
+            if here[0] >= 0 and here.size < size:
+                found[here.tobytes()] = here
+    return tuple(found[key] for key in sorted(found, key=lambda key: (len(key), key)))
 
 
 class _Members(Sequence[Member]):

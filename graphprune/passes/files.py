@@ -210,6 +210,9 @@ def replay(document: Mapping[str, Any], grouping: Grouping) -> Plan:
             )
         kept[name] = np.unique(np.asarray(raw["kept"], dtype=np.int64))
     plan = Plan(kept)
+    if emptied := grouping.emptied(keep_of(plan, grouping)):
+        tensor, axis = emptied[0]
+        raise InputError(f"the plan leaves nothing of {tensor!r} axis {axis}; every axis has to keep an index")
     removed = {
         (member.group, member.tensor, member.axis): member.removed
         for member in members_of(grouping, keep_of(plan, grouping))

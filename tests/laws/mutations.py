@@ -87,7 +87,7 @@ def mutants(line: Line) -> Iterator[Mutant]:
                     yield Mutant(f"ignore sizes {where}", write_line(replace(line, **{side: tuple(held)})))
                 continue
             places = list(_places(operand.axes))
-            letters = [(path, one) for path, one in places if isinstance(one, Letter)]
+            named = [(path, one) for path, one in places if isinstance(one, Letter)]
             for (a, one), (b, other) in combinations([p for p in places if not _terms(p[1])], 2):
                 if one != other and (isinstance(one, Letter) or isinstance(other, Letter)):
                     if any(isinstance(each, Factor) for each in (one, other)) and a[:-1] != b[:-1]:
@@ -102,7 +102,7 @@ def mutants(line: Line) -> Iterator[Mutant]:
                     turned = Segments(axis.terms[::-1])
                     if turned != axis:
                         yield Mutant(f"reverse segments {where}", with_axes(_put(operand.axes, path, (turned,))))
-            for path, one in letters:
+            for path, one in named:
                 yield Mutant(f"drop {one.name} {where}", with_axes(_put(operand.axes, path, ())))
                 yield Mutant(
                     f"untie {one.name} {where}", with_axes(_put(operand.axes, path, (replace(one, name=FRESH),)))
@@ -115,12 +115,12 @@ def mutants(line: Line) -> Iterator[Mutant]:
                         yield Mutant(
                             f"feed back {name} {where}", with_axes(_put(operand.axes, path, (replace(one, name=name),)))
                         )
-    for kind in ("whole", "stat"):
+    for kind in ("whole", "stat", "zero"):
         for name in sorted(getattr(line, kind)):
             yield Mutant(f"drop {kind} {name}", write_line(replace(line, **{kind: getattr(line, kind) - {name}})))
-    for i, (name, _) in enumerate(line.attributes):
+    for i, (letters, _) in enumerate(line.attributes):
         rest = line.attributes[:i] + line.attributes[i + 1 :]
-        yield Mutant(f"drop {name}=@", write_line(replace(line, attributes=rest)))
+        yield Mutant(f"drop {' '.join(letters)}=@", write_line(replace(line, attributes=rest)))
     for i, (name, n) in enumerate(line.sizes):
         yield Mutant(f"drop {name}={n}", write_line(replace(line, sizes=line.sizes[:i] + line.sizes[i + 1 :])))
         wrong = (*line.sizes[:i], (name, n + 1), *line.sizes[i + 1 :])

@@ -62,10 +62,8 @@ def indispensable(group: Group, removal: Ints) -> Ints:
     Where channels are shuffled, an axis may hold a few of a group's units only; on all others any unit serves.
     ``removal``: the units in order of removal, shape ``(size,)``.
     """
-    some = [np.unique(member.unit_of) for member in group.members]
-    axes = [units for units in some if units.size and units[0] >= 0 and units.size < group.size]
     chosen: list[int] = []
-    for units in sorted(axes, key=lambda units: units.size):
+    for units in sorted(group.covers, key=lambda units: units.size):
         if not np.isin(units, chosen).any():
             chosen.append(int(removal[np.isin(removal, units)][-1]))
     return np.array(chosen, dtype=np.int64)
