@@ -63,7 +63,7 @@ def race(name: str, repeats: int, *, peer: bool) -> None:
 
 
 def _peer_turn(module: Any, example_inputs: Any, turn: int) -> None:
-    import torch_pruning
+    import torch_pruning  # type: ignore[import-untyped]
 
     graph = torch_pruning.DependencyGraph()
     start = time.perf_counter()
@@ -85,13 +85,13 @@ def compare(name: str, repeats: int) -> dict[str, Any]:
     ended = run_child(words, timeout=TIMEOUT_S, limit=MEMORY)
     events = _events(ended.out)
     error = next((event["peer_error"] for event in events if "peer_error" in event), "")
+    if ended.code is None or ended.code < 0:  # ended for its time or memory, or crashed
+        # The peer's doing if graphprune goes through all its turns alone.
+        error = error or ended.why or f"ended by signal {-(ended.code or 0)}"
+        ended = run_child([*words, "--without-peer"], timeout=TIMEOUT_S, limit=MEMORY)
+        events = [event for event in events if "peer_build" in event or "peer_collect" in event] + _events(ended.out)
     if ended.code != 0:
-        error = error or ended.why or last_line(ended.err)
-        # The peer may have stopped its process before graphprune had all its turns.
-        alone = run_child([*words, "--without-peer"], timeout=TIMEOUT_S, limit=MEMORY)
-        events = [event for event in events if "peer_build" in event or "peer_collect" in event] + _events(alone.out)
-        if alone.code != 0:
-            return {"error": alone.why or last_line(alone.err), "peer_error": error}
+        return {"error": ended.why or last_line(ended.err), "peer_error": error}
 
     def times(key: str) -> list[float]:
         return [event[key] for event in events if key in event and event["turn"] > 0]

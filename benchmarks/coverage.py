@@ -31,7 +31,7 @@ from benchmarks.common import (
     write_tables,
 )
 
-REPEATS = 3
+REPEATS = 5
 
 
 def examine(name: str) -> dict[str, Any]:

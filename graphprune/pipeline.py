@@ -296,7 +296,7 @@ def _is_module(source: Any) -> bool:
         return False
     if not isinstance(source, str):
         return True
-    if Path(source).exists() or ":" not in source:
+    if Path(source).exists() and not source.endswith(".py"):
         return False
     from graphprune.frontends.torch import is_reference
 

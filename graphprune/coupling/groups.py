@@ -130,10 +130,9 @@ def group(coupling: Coupling) -> Grouping:
                 known = held.get((tensor, axis))
                 if known is None or _RANK[role] < _RANK[known[0]]:
                     held[tensor, axis] = (role, space, rank)
-    for entries in list(found.values()):
-        for _, space, _ in entries.values():
-            for twice in repeated(space):
-                make_whole(twice, Refusal("it stands twice in one product"))
+    for space in {find(space): None for entries in found.values() for _, space, _ in entries.values()}:
+        for twice in repeated(space):
+            make_whole(twice, Refusal("it stands twice in one product"))
     families: dict[object, list[Space]] = {}
     for one, entries in found.items():
         if one.refusal is None and any(role in ("producer", "consumer") for role, _, _ in entries.values()):
@@ -285,12 +284,20 @@ def _place_in_product(space: Space, one: Space) -> tuple[bool, bool]:
 class _Collector:
     coupling: Coupling
     scales: set[str] = field(default_factory=set)
+    known: dict[Space, tuple[Space, ...]] = field(default_factory=dict)
+
+    def free(self, space: Space) -> tuple[Space, ...]:
+        """The free leaves of a space, found once."""
+        space = find(space)
+        if space not in self.known:
+            self.known[space] = tuple(free_leaves(space))
+        return self.known[space]
 
     def members(self, binding: Binding) -> Iterator[tuple[Space, str, int, Role, Space, int]]:
         """(leaf, tensor, axis, role, the axis' space, rank) for every free leaf of a node."""
         node, layout = binding.node, binding.layout
         program = self.coupling.program
-        free = {letter: tuple(free_leaves(space)) for letter, space in binding.spaces.items()}
+        free = {letter: self.free(space) for letter, space in binding.spaces.items()}
         operands = [
             (k, axes, value)
             for k, (axes, value) in enumerate(zip(layout.operands, node.inputs, strict=False))
@@ -324,15 +331,18 @@ class _Collector:
                     if one.name in layout.zero and not fixed:
                         for part in free[one.name]:
                             yield part, value.name or "", at, "contracted", held[at], len(held)
+                    silent = layout.line.silent if one.name in layout.contracted else None
                     if summed and (not fixed or value.name in self.coupling.private):
-                        pending.setdefault(one.name, (value, at, k, held))
+                        if silent in (None, k):
+                            pending.setdefault(one.name, (value, at, k, held))
                         continue
                     if not fixed:
                         continue
                     role: Role = "rider"
                     if summed:
                         role = "consumer"
-                        settled.add(one.name)
+                        if silent in (None, k):
+                            settled.add(one.name)
                     elif one.name not in computed and (contracts or one.name not in weighed):
                         role = "producer"
                     for part in free[one.name]:
@@ -353,7 +363,7 @@ class _Collector:
         for tensor, axes in sources(self.coupling, value):
             axes = held if tensor == value.name else axes
             for axis, space in enumerate(axes):
-                for part in free_leaves(space):
+                for part in self.free(space):
                     if part in roles:
                         role = roles[part][0]
                         if role == "consumer" and not self.coupling.program.is_parameter(tensor):

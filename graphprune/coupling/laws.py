@@ -5,7 +5,8 @@ leaves free is cut, alone and with others, and the cut operator's results are co
 
 - a letter that *passes*: ``op(select(x)) == select(op(x))``;
 - a letter marked ``zero``: ``op(select(x)) == select(op(mask(x)))``;
-- a letter that is *contracted* or *fed back*: ``op(select(x)) == op(mask(x))``, whichever bearing operand is masked;
+- a letter that is *contracted* or *fed back*: ``op(select(x)) == op(mask(x))``, whichever bearing operand is masked
+  (the ``silent`` one where the rule names it);
 - a letter under a *statistic*: no equality is claimed, but the cut operator must run and give the selected shapes.
 
 Cutting goes through the same code as any network's (the caller hands it in), so that sizes written back are held to the
@@ -194,8 +195,10 @@ class Solution:
                 ours = set(leaves(self.binding.spaces[name]))
                 part = self.keep({one: mask for one, mask in chosen.items() if one in ours})
                 operands = sorted({k for k, _ in places})
+                if layout.line.silent in operands and name in layout.contracted:
+                    operands = [layout.line.silent]
                 for k, at in places:
-                    if k == operands[way % len(operands)]:
+                    if k == operands[way % len(operands)] or name in layout.zero:
                         mask = self.grouping.mask(self.operand_axes[k][at], part)
                         silenced[k, at] = silenced.get((k, at), np.ones_like(mask)) & mask
             masked.append(silenced)
@@ -330,7 +333,7 @@ def _compare(solution: Solution, choice: Mapping[Space, Mask], whole: Sequence[l
             for silenced in effect.masked or ({},):
                 masks = [mask for mask in silenced.values() if not mask.all()]
                 expected = case.results(_masked(arrays, silenced)) if masks else uncut
-                differs = _differs(expected, found, effect)
+                differs = _differs(expected, found, effect, case.sample.left_out)
                 if differs:
                     return [f"{what}{differs}"]
     except (GraphpruneError, ArithmeticError, LookupError, ValueError) as error:
@@ -359,8 +362,9 @@ def _masked(arrays: Sequence[Array | None], silenced: Mapping[tuple[int, int], M
     return masked
 
 
-def _differs(expected: Sequence[Array], found: Sequence[Array], effect: Effect) -> str:
-    for i, (want, masks, have) in enumerate(zip(expected, effect.results, found, strict=True)):
+def _differs(expected: Sequence[Array], found: Sequence[Array], effect: Effect, left_out: Sequence[int]) -> str:
+    kept = [masks for k, masks in enumerate(effect.results) if k not in left_out]
+    for i, (want, masks, have) in enumerate(zip(expected, kept, found, strict=True)):
         want = want if masks is None else _take(want, masks)
         if want.shape != have.shape:
             return f"result {i} is {_dims(have)}, not {_dims(want)}"

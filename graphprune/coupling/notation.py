@@ -16,6 +16,8 @@
                            the operand is silenced there instead;
                            ``macs:`` letters whose product is the number of multiply-accumulates (``+`` adds terms);
                            ``scale:`` index of the operand that scales what passes
+                           ``silent:`` index of the one operand that zeros silence, where zeros mean something else in
+                           the others (they have zero points)
 
 A letter in operands and results *passes*, one in operands only is *contracted*, one in results only is new.
 """
@@ -108,6 +110,7 @@ class Line:
     zero: frozenset[str] = frozenset()
     macs: tuple[tuple[str | int, ...], ...] = ()
     scale: int | None = None
+    silent: int | None = None
 
 
 _TOKEN = re.compile(r"\s*(->|\.\.\.|[A-Za-z][A-Za-z_0-9]*|_|\d+|[()+*?',.|:=@])")
@@ -273,7 +276,7 @@ def parse(text: str) -> Line:
     sizes: dict[str, int] = {}
     marks: dict[str, set[str]] = {"whole": set(), "stat": set(), "zero": set()}
     macs: list[list[str | int]] = []
-    scale: int | None = None
+    given: dict[str, int] = {}
     while reader.peek() == "|":
         reader.take()
         column = reader.tokens[reader.at].at if reader.at < len(reader.tokens) else None
@@ -306,13 +309,13 @@ def parse(text: str) -> Line:
                     break
                 head = letter()
             continue
-        if head not in (*marks, "macs", "scale"):
+        if head not in (*marks, "macs", "scale", "silent"):
             raise reader.error(
-                f"no clause is called {head!r}; there are whole, stat, zero, macs, scale and letter=size", column
+                f"no clause is called {head!r}; there are whole, stat, zero, macs, scale, silent and letter=size", column
             )
         reader.take(":")
-        if head == "scale":
-            scale = reader.number("the index of an operand")
+        if head in ("scale", "silent"):
+            given[head] = reader.number("the index of an operand")
         elif head == "macs":
             macs.append([])
             while reader.peek() not in ("|", ""):
@@ -338,7 +341,8 @@ def parse(text: str) -> Line:
         frozenset(marks["stat"]),
         frozenset(marks["zero"]),
         tuple(tuple(term) for term in macs),
-        scale,
+        given.get("scale"),
+        given.get("silent"),
     )
 
 
@@ -362,18 +366,15 @@ def write_line(line: Line) -> str:
     ins = ", ".join([*map(_write_operand, line.operands), *["..."] * line.repeats])
     outs = ", ".join(map(_write_operand, line.results))
     clauses = [
-        f"{_bracket(letters)}=@{source.name}"
-        + (f":{source.default}" if source.default is not None else "")
+        f"{_bracket(letters)}=@{source.name}" + (f":{source.default}" if source.default is not None else "")
         for letters, source in line.attributes
     ]
     clauses += [f"{letter}={n}" for letter, n in line.sizes]
-    clauses += [
-        f"{kind}: {' '.join(sorted(names))}" for kind, names in (("whole", line.whole), ("stat", line.stat), ("zero", line.zero)) if names
-    ]
+    marks = {"whole": line.whole, "stat": line.stat, "zero": line.zero}
+    clauses += [f"{kind}: {' '.join(sorted(names))}" for kind, names in marks.items() if names]
     if line.macs:
         clauses.append("macs: " + " + ".join(" ".join(map(str, term)) for term in line.macs))
-    if line.scale is not None:
-        clauses.append(f"scale: {line.scale}")
+    clauses += [f"{kind}: {k}" for kind, k in (("scale", line.scale), ("silent", line.silent)) if k is not None]
     return " | ".join([f"{ins} -> {outs}".strip(), *clauses])
 
 

@@ -77,6 +77,7 @@ class Sample:
         operands: one per operand, ``None`` where it is left out.
         attributes: plain values by name.
         results: number of results.
+        left_out: results that the node does not name.
         refused: part of the reason with which the rule must refuse this sample; empty where it must not.
     """
 
@@ -87,13 +88,15 @@ class Sample:
     domain: str = ""
     results: int = 1
     refused: str = ""
+    left_out: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         shown = ["-" if one is None else str(one) for one in self.operands]
         given = [f"{name}={value}" for name, value in self.attributes]
-        return f"{self.op}-{self.opset}({', '.join([*shown, *given])})" + (
-            f" -> {self.results}" if self.results > 1 else ""
-        )
+        name = f"{self.domain}.{self.op}" if self.domain else f"{self.op}-{self.opset}"
+        made = "" if self.results == 1 else f" -> {self.results}"
+        without = f" without {' '.join(map(str, self.left_out))}" if self.left_out else ""
+        return f"{name}({', '.join([*shown, *given])}){made}{without}"
 
 
 def model_of(sample: Sample, arrays: Sequence[Array | None]) -> ir.Model:
@@ -126,7 +129,8 @@ def model_of(sample: Sample, arrays: Sequence[Array | None]) -> ir.Model:
         sample.op, operands, dict(sample.attributes), domain=sample.domain, num_outputs=sample.results, name="op"
     )
     for k, value in enumerate(node.outputs):
-        value.name = f"y{k}"
+        value.name = "" if k in sample.left_out else f"y{k}"
     opsets = {"": sample.opset} | ({sample.domain: 1} if sample.domain else {})
-    graph = ir.Graph(inputs, node.outputs, nodes=[*nodes, node], initializers=held, opset_imports=opsets, name="sample")
+    made = [value for value in node.outputs if value.name]
+    graph = ir.Graph(inputs, made, nodes=[*nodes, node], initializers=held, opset_imports=opsets, name="sample")
     return ir.Model(graph, ir_version=10)

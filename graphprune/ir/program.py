@@ -107,7 +107,7 @@ def inputs_of(model: ir.Model) -> list[ir.Value]:
 def graph_values(graph: ir.Graph) -> dict[str, ir.Value]:
     """Inputs, initialisers and node outputs of a graph by name."""
     values = {value.name: value for value in graph.inputs if value.name}
-    values.update({name: value for name, value in graph.initializers.items()})
+    values.update(graph.initializers)
     for node in graph:
         values.update({value.name: value for value in node.outputs if value.name})
     return values

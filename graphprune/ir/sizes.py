@@ -135,8 +135,9 @@ class SizeWriter:
 
 def rewrite(writer: SizeWriter) -> None:
     """Write the sizes of one node back, where its operator holds any."""
-    if writer.node.domain in ("", "ai.onnx") and writer.node.op_type in _WRITERS:
-        _WRITERS[writer.node.op_type](writer)
+    domain = "" if writer.node.domain == "ai.onnx" else writer.node.domain
+    if (write := _WRITERS.get((domain, writer.node.op_type))) is not None:
+        write(writer)
 
 
 def freeze_readers(program: Program, graph: ir.Graph, constants: Constants, mask: Callable[[str, int], Mask]) -> None:
@@ -350,15 +351,48 @@ def _pad(writer: SizeWriter) -> None:
         writer.put(1, entries)
 
 
-_WRITERS: dict[str, Callable[[SizeWriter], None]] = {
-    "ConstantOfShape": _constant_of_shape,
-    "Expand": _expand,
-    "Gather": _gather,
-    "Pad": _pad,
-    "Reshape": _reshape,
-    "Resize": _resize,
-    "Slice": _slice,
-    "Split": _split,
-    "Squeeze": _squeeze,
-    "Tile": _tile,
+def _keep_scale(writer: SizeWriter, before: int, after: int) -> None:
+    """Attention divides by the square root of the head size unless told otherwise: tell it the original's."""
+    if before != after and not attribute(writer.node, "scale", 0.0):
+        writer.node.attributes["scale"] = ir.AttrFloat32("scale", float(1.0 / np.sqrt(before)))
+
+
+def _attention(writer: SizeWriter) -> None:
+    axis = len(writer.shape) - 1
+    before, after = writer.shape[axis], int(writer.before(axis).sum())
+    name = "q_num_heads" if writer.node.domain in ("", "ai.onnx") else "num_heads"
+    if axis == 2:  # heads and their dimensions on one axis
+        before //= int(attribute(writer.original, name))
+        after //= int(attribute(writer.node, name))
+    _keep_scale(writer, before, after)
+
+
+def _packed_attention(writer: SizeWriter) -> None:
+    kept = writer.masks("operand", 1, 1)
+    sizes = attribute(writer.original, "qkv_hidden_sizes")
+    ends = np.cumsum(sizes)[:2] if sizes else [len(kept) // 3, len(kept) // 3 * 2]
+    parts = np.split(kept, ends)
+    if sizes:
+        left = [int(part.sum()) for part in parts]
+        writer.node.attributes["qkv_hidden_sizes"] = ir.AttrInt64s("qkv_hidden_sizes", left)
+    heads, left_heads = (int(attribute(node, "num_heads")) for node in (writer.original, writer.node))
+    _keep_scale(writer, len(parts[0]) // heads, int(parts[0].sum()) // left_heads)
+
+
+_MS = "com.microsoft"
+_WRITERS: dict[tuple[str, str], Callable[[SizeWriter], None]] = {
+    ("", "Attention"): _attention,
+    (_MS, "Attention"): _packed_attention,
+    (_MS, "MultiHeadAttention"): _attention,
+    (_MS, "QAttention"): _packed_attention,
+    ("", "ConstantOfShape"): _constant_of_shape,
+    ("", "Expand"): _expand,
+    ("", "Gather"): _gather,
+    ("", "Pad"): _pad,
+    ("", "Reshape"): _reshape,
+    ("", "Resize"): _resize,
+    ("", "Slice"): _slice,
+    ("", "Split"): _split,
+    ("", "Squeeze"): _squeeze,
+    ("", "Tile"): _tile,
 }

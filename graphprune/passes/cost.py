@@ -9,6 +9,7 @@ from math import prod as multiply
 from graphprune.coupling.groups import Group, Grouping, Keep, sources
 from graphprune.coupling.solve import Binding
 from graphprune.coupling.space import Space, find, free_leaves
+from graphprune.ir.program import Program
 
 __all__ = ["Cost"]
 
@@ -111,4 +112,23 @@ def _constants(grouping: Grouping, binding: Binding) -> Iterable[tuple[str, list
             continue
         if k < len(binding.layout.operands) and binding.layout.operands[k] is not None:
             for name, spaces in sources(coupling, value):
-                yield name, coupling.axes(binding.node, k) if name == value.name else spaces
+                if multiply(space.n for space in spaces) <= 2 * _made_of(coupling.program, name):
+                    yield name, coupling.axes(binding.node, k) if name == value.name else spaces
+
+
+def _made_of(program: Program, name: str) -> int:
+    """Elements of the file's constants that a constant is computed from; masks and tables are made of next to none."""
+    seen: set[str] = set()
+    stack = [program.values()[name]]
+    total = 0
+    while stack:
+        value = stack.pop()
+        if value.name is None or value.name in seen:
+            continue
+        seen.add(value.name)
+        node = value.producer()
+        if program.is_parameter(value.name):
+            total += multiply(program.shapes[value.name])
+        elif node is not None:
+            stack += [one for one in node.inputs if one is not None]
+    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphprune.coupling.registry import NodeView, Refuse, declare, rule
+from graphprune.coupling.rules.quantized import scale_of, silent_in
 
 _MS = "com.microsoft"
 
@@ -10,11 +11,8 @@ declare(
     """
 SkipLayerNormalization            b* c, b* c, c, c?, c? -> b* c, b* y?, b* y?, b* c?  | stat: c | scale: 2
 SkipSimplifiedLayerNormalization  b* c, b* c, c, c? -> b* c, b* y?, b* y?, b* c?      | stat: c | scale: 2
-SimplifiedLayerNormalization      b* c, c -> b* c, b* y?                              | stat: c | scale: 1
 BiasGelu                          b* c, c -> b* c
 FastGelu                          b* c, c? -> b* c
-BiasAdd                           b* c, c, b* c -> b* c
-BiasSplitGelu                     b* (2 c), (2 c) -> b* c
 Gelu|QuickGelu                    x* -> x*
 """,
     domain=_MS,
@@ -51,6 +49,41 @@ def _attention(node: NodeView) -> str:
     return (
         f"{', '.join(operands)} -> {result}, b k t d?, b k t v?, b (k r) s t?{heads} | whole: t{whole} "
         "| macs: b s t k r d + b s t k r v"
+    )
+
+
+def _packed(node: NodeView, mask: int, past: int) -> str:
+    """h, d and v of projections that lie side by side in one weight."""
+    if node.has(past) or len(node.node.outputs) > 1:
+        raise Refuse("it keeps keys and values of earlier steps")
+    if node.attr("do_rotary", 0):
+        raise Refuse("it rotates its queries and keys")
+    if node.has(mask) and len(node.shape(mask)) > 2:
+        raise Refuse("its mask has a size for every pair of positions")
+    return "(h d + h d + h v)" if node.attr("qkv_hidden_sizes") else "(h d + h d + h d)"
+
+
+@rule("Attention", domain=_MS)
+def _attention_contrib(node: NodeView) -> str:
+    """b s i, i (h d + h d + h v), (h d + h d + h v) -> b s (h v) | h=@num_heads"""
+    parts = _packed(node, 3, 4)
+    v = "v" if "v" in parts else "d"
+    if node.has(5) and node.shape(5)[1] == 1:
+        raise Refuse("its bias is the same for all heads")
+    return (
+        f"b s i, i {parts}, {parts}?, .?, .?, b h s t? -> b s (h {v}) | h=@num_heads | whole: b s t "
+        f"| macs: b s i h d + b s i h d + b s i h {v}"
+    )
+
+
+@rule("QAttention", domain=_MS)
+def _attention_quantized(node: NodeView) -> str:
+    """b s i, i (h d + h d + h d), (h d + h d + h d) -> b s (h d) | h=@num_heads, with a scale each"""
+    parts = _packed(node, 5, 8)
+    scale, zero, silent = scale_of(node, 4, parts), scale_of(node, 7, parts), silent_in(node, (0, 6), (1, 7))
+    return (
+        f"b s i, i {parts}, {parts}, .?, {scale}, .?, .?, {zero} -> b s (h d) | h=@num_heads | whole: b s "
+        f"| macs: b s i h d + b s i h d + b s i h d{silent}"
     )
 
 

@@ -37,10 +37,16 @@ def _matmul(node: NodeView) -> str:
 @rule("Gemm")
 def _gemm(node: NodeView) -> str:
     """m k, k n, c* -> m n with either operand transposed; the bias broadcasts."""
+    a, b, bias = gemm_operands(node, 2)
+    return f"{a}, {b}{f', {bias}' if node.has(2) else ''} -> m n | macs: m k n"
+
+
+def gemm_operands(node: NodeView, bias: int | None = None) -> tuple[str, str, str]:
+    """Both operands, and the bias that operand ``bias`` holds, of a product that may transpose them."""
     a = "k m" if node.attr("transA", 0) else "m k"
     b = "n k" if node.attr("transB", 0) else "k n"
-    bias = "" if not node.has(2) else ", " + ("", "n", "m n")[len(node.shape(2))]
-    return f"{a}, {b}{bias} -> m n | macs: m k n"
+    has = bias is not None and node.has(bias)
+    return a, b, ("", "n", "m n")[len(node.shape(bias))] if has and bias is not None else ".?"
 
 
 @rule("Einsum")

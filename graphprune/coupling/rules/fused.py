@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphprune.coupling.registry import NodeView, Refuse, declare, rule
+from graphprune.coupling.rules.dense import gemm_operands
 
 _MS = "com.microsoft"
 
@@ -21,15 +22,23 @@ def _fused_matmul(node: NodeView) -> str:
         raise Refuse("it transposes batch axes")
     if len(node.shape(0)) < 2 or len(node.shape(1)) < 2:
         raise Refuse("an operand is a vector")
-    a = "k m" if node.attr("transA", 0) else "m k"
-    b = "n k" if node.attr("transB", 0) else "k n"
+    a, b, _ = gemm_operands(node)
     return f"b* {a}, b* {b} -> b* m n | macs: b m k n"
 
 
 @rule("FusedGemm", domain=_MS)
 def _fused_gemm(node: NodeView) -> str:
     """m k, k n, c* -> m n with either operand transposed"""
-    a = "k m" if node.attr("transA", 0) else "m k"
-    b = "n k" if node.attr("transB", 0) else "k n"
-    bias = "" if not node.has(2) else ", " + ("", "n", "m n")[len(node.shape(2))]
-    return f"{a}, {b}{bias} -> m n | macs: m k n"
+    a, b, bias = gemm_operands(node, 2)
+    return f"{a}, {b}, {bias} -> m n | macs: m k n"
+
+
+@rule("MoE", domain=_MS)
+def _experts(node: NodeView) -> str:
+    """b* i, n e, e f i, e f, e o f, e o, e f i, e f -> b* o | whole: b n e i o: a hidden unit goes in all experts"""
+    if str(node.attr("activation_type", "relu")) == "swiglu":
+        raise Refuse("the two halves of its hidden units are interleaved or apart, by the provider")
+    return (
+        "b* i, n e, e f i, e f?, e o f, e o?, e f i?, e f? -> b* o "
+        "| whole: b n e i o | macs: b i f + b f o | silent: 4"
+    )

@@ -100,7 +100,7 @@ def _gather(node: NodeView) -> str:
     return f"{' '.join(names)}, i* -> {' '.join(after)} | whole: {names[axis]}"
 
 
-@rule("GatherElements")
+@rule("GatherElements", moves=True)
 def _gather_elements(node: NodeView) -> str:
     """axes of equal size pass, the others are whole; on the indexed one the indices bring their own"""
     data, indices, axis = node.shape(0), node.shape(1), node.axis()
@@ -123,18 +123,22 @@ def _scatter_nd(node: NodeView) -> str:
     )
 
 
-@rule("GatherND")
 def _gather_nd(node: NodeView) -> str:
-    """b* d* r*, indices -> b* i* r* | whole: d i: what is not indexed passes"""
+    """b* d* r*, indices -> b* i* r* | whole: b d i: what is not indexed passes"""
     batch, indices, rank = int(node.attr("batch_dims", 0)), node.shape(1), len(node.shape(0))
     indexed = indices[-1]
     names = [f"b{i}" if i < batch else f"d{i}" if i < batch + indexed else f"r{i}" for i in range(rank)]
     made = [f"i{i}" for i in range(batch, len(indices) - 1)]
     whole = [*names[: batch + indexed], *made]
-    return f"{' '.join(names)}, . -> {' '.join([*names[:batch], *made, *names[batch + indexed :]])}{clause('whole', whole)}"
+    after = [*names[:batch], *made, *names[batch + indexed :]]
+    return f"{' '.join(names)}, . -> {' '.join(after)}{clause('whole', whole)}"
 
 
-@rule("ScatterElements")
+rule("GatherND", moves=True)(_gather_nd)
+rule("GatherND", domain="com.microsoft", moves=True)(_gather_nd)
+
+
+@rule("ScatterElements", "Scatter")
 def _scatter_elements(node: NodeView) -> str:
     """axes of equal size pass, the others and the indexed one are whole"""
     data, updates, axis = node.shape(0), node.shape(2), node.axis()
@@ -152,3 +156,12 @@ def _reverse_sequence(node: NodeView) -> str:
     names = letters(len(node.shape(0)))
     whole = [names[int(node.attr("batch_axis", 1))], names[int(node.attr("time_axis", 0))]]
     return f"{' '.join(names)}, . -> {' '.join(names)}{clause('whole', whole)}"
+
+
+def _grid_sample(node: NodeView) -> str:
+    """n c x*, n y* 2 -> n c y* | whole: x (with 3 axes of space: n y* 3)"""
+    return f"n c x*, n y* {len(node.shape(0)) - 2} -> n c y* | whole: x"
+
+
+rule("GridSample")(_grid_sample)
+rule("GridSample", domain="com.microsoft")(_grid_sample)

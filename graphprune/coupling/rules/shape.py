@@ -14,6 +14,7 @@ Shape            _ -> n                               | whole: n
 Size             . ->
 Trilu            b* r c, .? -> b* r c                 | whole: r c
 """)
+declare("Trilu  b* r c, .? -> b* r c  | whole: r c", domain="com.microsoft")
 
 
 @rule("DepthToSpace", moves=True)
