@@ -91,8 +91,12 @@ class OrtSession:
         for name, value in feeds.items():
             spec = self._inputs[name]
             wanted_type = _NUMPY_TYPES.get(spec.type)
-            fits = len(spec.shape) == value.ndim and all(
-                size == have for size, have in zip(spec.shape, value.shape, strict=True) if isinstance(size, int)
+            # The runtime says [] of a scalar and of a shape that is not declared; it checks the rank itself.
+            fits = not spec.shape or (
+                len(spec.shape) == value.ndim
+                and all(
+                    size == have for size, have in zip(spec.shape, value.shape, strict=True) if isinstance(size, int)
+                )
             )
             if not fits or (wanted_type is not None and wanted_type != value.dtype.name):
                 given = f"{value.dtype.name}[{','.join(map(str, value.shape))}]"

@@ -58,7 +58,10 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
 )  # fmt: skip
 @include_option()
 @exclude_option()
-@click.option("--stat", is_flag=True, help="Also cut inexact groups (a statistic is computed over them).")
+@click.option(
+    "--stat", is_flag=True,
+    help="Also cut inexact groups (a statistic is computed over them). Such a cut does not verify: add --no-verify.",
+)  # fmt: skip
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Hold the artefact to its masked original.")
 @click.option(
     "--verify-dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True,

@@ -256,8 +256,8 @@ def _kind(family: list[Space], where: Iterable[Entry]) -> str:
         return "interleaved channels"
     spatial, outer, inner = False, False, False
     for role, space, rank in where:
-        spatial = spatial or rank > 2
         if role in ("producer", "consumer"):
+            spatial = spatial or rank > 2
             first, last = _place_in_product(space, family[0])
             outer, inner = outer or first, inner or last
     if spatial:

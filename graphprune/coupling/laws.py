@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphprune.coupling.groups import Grouping, Keep, Mask, repeated
-from graphprune.coupling.notation import letters_of, parse, write_line
+from graphprune.coupling.notation import Axis, Product, Segments, letters_of, parse, write_line
 from graphprune.coupling.registry import rule_for
 from graphprune.coupling.sample import Operand, Sample, model_of
 from graphprune.coupling.solve import Binding, Coupling, couple, describe
@@ -232,7 +232,16 @@ class Solution:
     def _leaves_something(self, choice: Mapping[Space, Mask]) -> bool:
         keep = self.keep(choice)
         axes = [space for axes in (*self.operand_axes, *self.result_axes) for space in axes if space.n]
-        return all(self.grouping.size(space, keep) > 0 for space in axes)
+        return all(self.grouping.size(space, keep) > 0 for space in (*axes, *self._factors))
+
+    @cached_property
+    def _factors(self) -> list[Space]:
+        """What stands in products: the heads of one segment of a packed projection keep a dimension."""
+        assert self.binding is not None
+        layout = self.binding.layout
+        axes = [axis for axes in (*layout.operands, *layout.results) for axis in axes or ()]
+        names = {one.name for axis in axes for term in _products(axis) for one in letters_of((term,))}
+        return [self.binding.spaces[name] for name in sorted(names) if name in self.binding.spaces]
 
 
 def check(sample: Sample, run: Runner, shrink: Shrinker, *, seed: int = 0) -> LawReport:
@@ -299,6 +308,14 @@ def _of_kind(sample: Sample, sign: str) -> Sample:
 
 def _exact(place: Mapping[Space, object]) -> int:
     return sum(one.stat is None for one in place)
+
+
+def _products(axis: Axis) -> Iterator[Product]:
+    if isinstance(axis, (Product, Segments)):
+        if isinstance(axis, Product):
+            yield axis
+        for term in axis.terms:
+            yield from _products(term)
 
 
 def _subset(n: int, rng: np.random.Generator) -> Mask:

@@ -311,7 +311,8 @@ def parse(text: str) -> Line:
             continue
         if head not in (*marks, "macs", "scale", "silent"):
             raise reader.error(
-                f"no clause is called {head!r}; there are whole, stat, zero, macs, scale, silent and letter=size", column
+                f"no clause is called {head!r}; there are whole, stat, zero, macs, scale, silent and letter=size",
+                column,
             )
         reader.take(":")
         if head in ("scale", "silent"):

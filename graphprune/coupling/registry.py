@@ -155,10 +155,19 @@ def rule(
 
 
 @lru_cache(maxsize=1)
-def _load() -> None:
+def _loaded() -> Exception | None:
     package = importlib.import_module("graphprune.coupling.rules")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    try:
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    except Exception as error:  # kept, since a second try would meet the rules of the first and hide it
+        return error
+    return None
+
+
+def _load() -> None:
+    if (failed := _loaded()) is not None:
+        raise failed
 
 
 def rule_for(node: ir.Node) -> Rule | None:

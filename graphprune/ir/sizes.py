@@ -42,13 +42,17 @@ class Constants:
             self.made[key] = self.add(ir.tensor(np.asarray(array, order="C")), name)
         return self.made[key]
 
-    def add(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-        """A new initialiser."""
+    def unique(self, name: str) -> str:
+        """``name``, or like it where a value has that name, as in a network that was cut before."""
         unique, i = name, 1
         while unique in self.taken:
             unique, i = f"{name}.{i}", i + 1
         self.taken.add(unique)
-        tensor.name = unique
+        return unique
+
+    def add(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+        """A new initialiser."""
+        tensor.name = unique = self.unique(name)
         value = ir.Value(
             name=unique, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
@@ -124,9 +128,8 @@ class SizeWriter:
         pick = ir.node(
             "Where",
             inputs=[self.constants.get(follows, f"{name}_follow"), value, self.constants.get(changed, name)],
-            name=f"{name}/where_{k}",
         )
-        pick.outputs[0].name = f"{name}_{k}"
+        pick.outputs[0].name = pick.name = self.constants.unique(f"{name}_{k}")
         pick.outputs[0].dtype, pick.outputs[0].shape = ir.DataType(value.dtype or ir.DataType.INT64), value.shape
         assert self.node.graph is not None
         self.node.graph.insert_before(self.node, pick)
@@ -158,11 +161,10 @@ def freeze_readers(program: Program, graph: ir.Graph, constants: Constants, mask
             result.replace_all_uses_with(held)
             continue
         mixed = [constants.get(follows, f"{node.name}/follow"), result, held]
-        pick = (
-            ir.node("Where", inputs=mixed, name=f"{node.name}/where") if follows.any() else ir.node("Identity", [held])
-        )
+        pick = ir.node("Where", inputs=mixed) if follows.any() else ir.node("Identity", [held])
         original = pick.outputs[0]
-        original.name, original.dtype, original.shape = f"{name}/original", ir.DataType.INT64, result.shape
+        original.name = pick.name = constants.unique(f"{name}/original")
+        original.dtype, original.shape = ir.DataType.INT64, result.shape
         output = result.is_graph_output()
         users = [(user, k) for user, k in result.uses() if user is not pick]
         graph.insert_after(node, pick)
@@ -170,7 +172,7 @@ def freeze_readers(program: Program, graph: ir.Graph, constants: Constants, mask
             user.replace_input_with(k, original)
         if output:
             graph.outputs[[value is result for value in graph.outputs].index(True)] = original
-            result.name, original.name = f"{name}/cut", name
+            result.name, original.name = constants.unique(f"{name}/cut"), name
 
 
 def _result_sizes(writer: SizeWriter) -> dict[int, int]:
@@ -369,14 +371,13 @@ def _attention(writer: SizeWriter) -> None:
 
 def _packed_attention(writer: SizeWriter) -> None:
     kept = writer.masks("operand", 1, 1)
-    sizes = attribute(writer.original, "qkv_hidden_sizes")
-    ends = np.cumsum(sizes)[:2] if sizes else [len(kept) // 3, len(kept) // 3 * 2]
-    parts = np.split(kept, ends)
-    if sizes:
-        left = [int(part.sum()) for part in parts]
+    sizes = attribute(writer.original, "qkv_hidden_sizes") or [len(kept) // 3] * 3
+    parts = np.split(kept, np.cumsum(sizes)[:2])
+    left = [int(part.sum()) for part in parts]
+    if len(set(left)) > 1 or attribute(writer.original, "qkv_hidden_sizes"):
         writer.node.attributes["qkv_hidden_sizes"] = ir.AttrInt64s("qkv_hidden_sizes", left)
     heads, left_heads = (int(attribute(node, "num_heads")) for node in (writer.original, writer.node))
-    _keep_scale(writer, len(parts[0]) // heads, int(parts[0].sum()) // left_heads)
+    _keep_scale(writer, len(parts[0]) // heads, left[0] // left_heads)
 
 
 _MS = "com.microsoft"

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphprune.coupling.groups import Grouping, Keep
+from graphprune.coupling.groups import Grouping, Keep, sources
 from graphprune.coupling.solve import Binding
 from graphprune.coupling.space import Space, find
 from graphprune.ir.clean import sweep
@@ -81,11 +81,19 @@ class _Shrinking:
         return self.new
 
     def _stays(self, binding: Binding) -> bool:
-        """Live nodes stay, and rearrangements of constants too large to be stored twice."""
-        if binding.live:
+        """Live nodes stay, and rearrangements of constants that are too large or in use elsewhere to be stored twice."""
+        if binding.live or any(self._shared(value) for value in binding.node.outputs):
             return True
         size = max((int(np.prod(self.program.shapes[value.name or ""])) for value in binding.node.outputs), default=0)
         return size > _FOLD
+
+    def _shared(self, value: ir.Value) -> bool:
+        """Whether a constant that this value rearranges is used elsewhere as well."""
+        values = self.program.values()
+        return any(
+            name != value.name and name not in self.coupling.private and len(values[name].uses()) > 1
+            for name, _ in sources(self.coupling, value)
+        )
 
     def _fold(self, pairs: Sequence[tuple[Binding, ir.Node]]) -> None:
         """Compute the constants that stay but whose nodes do not, all in one run."""

@@ -28,7 +28,7 @@ def samples() -> Iterator[Sample]:
 
 def i8(*shape: int, fixed: bool = False, dtype: str = "int8") -> Operand:
     """Integers of both signs, or around 128."""
-    low, high = (-60, 60) if dtype == "int8" else (60, 200)
+    low, high = (60, 200) if dtype == "uint8" else (-60, 60)
     return ints(*shape, low=low, high=high, dtype=dtype, fixed=fixed)
 
 
@@ -66,7 +66,7 @@ def _attention() -> Iterator[Sample]:
     heads = {"q_num_heads": k * r, "kv_num_heads": k}
     yield attend(*split)
     yield attend(*split, scale=0.3, softcap=2.0)
-    yield attend(*split, is_causal=1)
+    yield attend(x(b, k * r, 6, d), *split[1:], is_causal=1)
     yield attend(*split, opset=24)
     yield attend(*flat, **heads)
     yield attend(x(b, s, 3 * d), x(b, t, 3 * d), x(b, t, 3 * v), q_num_heads=3, kv_num_heads=3)
@@ -92,17 +92,16 @@ def _contrib_attention() -> Iterator[Sample]:
     yield multi(*operands, None, None, x(b, h, s, t))
     yield multi(*operands, None, None, x(1, 1, s, t))
     yield multi(x(b, s, h * d), x(b, s, h * d), x(b, s, h * d), unidirectional=1)
-    yield multi(x(b, s, h, 3, d), refused="packed")
+    yield multi(x(b, s, h * d), x(b, h, t, d), x(b, h, t, d), refused="split into heads")
     group = partial(_ms, "GroupQueryAttention", num_heads=6, kv_num_heads=2)
-    d, n = 8, 3
+    d, n = 16, 3
     plain = x(b, n, 6 * d), x(b, n, 2 * d), x(b, n, 2 * d)
     lengths = sizes(n - 1, n - 1, dtype="int32"), scalar(n, "int32")
     yield group(*plain, None, None, *lengths, results=3)
     tables = w(16, d // 2), w(16, d // 2)
     yield group(*plain, None, None, *lengths, *tables, do_rotary=1, results=3)
-    past = x(b, 2, 5, d), x(b, 2, 5, d)
-    later = sizes(n + 4, n + 4, dtype="int32"), scalar(n + 5, "int32")
-    yield group(*plain, *past, *later, results=3)
+    later = x(1, n, 6 * d), x(1, n, 2 * d), x(1, n, 2 * d), x(1, 2, 5, d), x(1, 2, 5, d)
+    yield group(*later, sizes(n + 4, dtype="int32"), scalar(n + 5, "int32"), results=3)
     bias = x(b, 6, n, n)
     yield group(*plain, None, None, *lengths, None, None, None, bias, results=3)
     yield group(x(b, n, 10 * d), None, None, None, None, *lengths, results=3, refused="packed")
@@ -163,6 +162,13 @@ def _products() -> Iterator[Sample]:
     yield one("GridSample", x(4, 4, 4, 4), x(4, 4, 4, 2, kind="unit"), opset=22)
     yield _ms("GridSample", *grid)
     yield _ms("Trilu", x(3, 5, 7))
+    for metric in ("euclidean", "sqeuclidean"):
+        yield _ms("CDist", x(3, 5), x(7, 5), metric=metric)
+    yield _ms("CDist", x(4, 4), w(4, 4))
+    yield _ms("ExpandDims", x(3, 5), scalar(1, "int32"))
+    yield _ms("SampleOp", x(3, 5, 7))
+    yield _ms("MatMulInteger16", i8(3, 5, dtype="int16"), i8(5, 7, dtype="int16", fixed=True))
+    yield _ms("MatMulInteger16", i8(4, 4, dtype="int16"), i8(4, 4, dtype="int16"))
 
 
 def _scatter() -> Iterator[Sample]:
@@ -202,8 +208,6 @@ def _integers() -> Iterator[Sample]:
     yield one("MatMulInteger", left, right, None, scalar(3, "int8"))
     yield one("MatMulInteger", i8(4, 4), i8(4, 4))
     yield one("MatMulInteger", left, right, off, scalar(3, "int8"), refused="zero point")
-    rows = ints(3, low=1, high=9, dtype="uint8", fixed=True)
-    yield one("MatMulInteger", left, right, rows, none, refused="rows")
     scales = scalar(0.1), scalar(0.2)
     floats = partial(_ms, "MatMulIntegerToFloat")
     yield floats(left, right, *scales, off, none, w(7))
@@ -254,7 +258,9 @@ def _qlinear() -> Iterator[Sample]:
     for op in ("QLinearSigmoid", "QLinearLeakyRelu"):
         yield _ms(op, plain, *a, *y)
     yield _ms("QLinearWhere", x(5, 1, kind="bool"), plain, *a, i8(3, 5, 7, dtype="uint8"), *b, *y)
-    yield _ms("QLinearSoftmax", plain, *a, *y)
+    for axis, opset in ((-1, 13), (1, 13), (1, 12)):
+        softmax = _ms("QLinearSoftmax", plain, *a, *y)
+        yield replace(softmax, attributes=(("axis", axis), ("opset", opset)))
     yield _ms("QLinearConcat", *y, i8(3, 5, dtype="uint8"), *a, i8(3, 7, dtype="uint8"), *b, axis=1)
     yield _ms("QLinearConcat", *y, i8(4, 4, dtype="uint8"), *a, i8(4, 4, dtype="uint8"), *b, axis=0)
     for last in (0, 1):

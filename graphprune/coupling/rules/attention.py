@@ -23,68 +23,78 @@ declare("SimplifiedLayerNormalization  b* c, c -> b* c, b* y?  | stat: c | scale
 
 def _mask(node: NodeView, k: int, heads: str) -> str:
     """A mask or bias of 2 to 4 axes that broadcasts to ``b heads s t``."""
-    rank = len(node.shape(k)) if node.has(k) else 4
-    if rank > 4:
-        raise Refuse(f"operand {k} has {rank} axes")
-    return " ".join(["b", heads, "s", "t"][4 - rank :]) + "?"
+    if not node.has(k):
+        return ".?"
+    shape = node.shape(k)
+    if len(shape) > 4:
+        raise Refuse(f"operand {k} has {len(shape)} axes")
+    if len(shape) > 2 and shape[-3] == 1:
+        heads = "1"
+    return " ".join(["b", heads, "s", "t"][4 - len(shape) :])
 
 
 @rule("Attention")
 def _attention(node: NodeView) -> str:
-    """b s (k r d), b t (k d), b t (k v) -> b s (k r v), or with heads on an axis of their own; softmax over t is stat"""
-    flat = len(node.shape(0)) == 3
+    """b s (k r d), b t (k d), b t (k v) -> b s (k r v), or with heads on an axis of their own"""
+    flat, cached = len(node.shape(0)) == 3, node.has(4) or node.has(5)
+    n = "n" if cached else "t"
     if flat:
-        operands = ["b s (k r d)", "b t (k d)", "b t (k v)"]
-        result, heads = "b s (k r v)", " | (k r)=@q_num_heads | k=@kv_num_heads"
+        operands = ["b s (k r d)", f"b {n} (k d)", f"b {n} (k v)"]
+        result, sizes = "b s (k r v)", " | (k r)=@q_num_heads | k=@kv_num_heads"
     else:
-        operands = ["b (k r) s d", "b k t d", "b k t v"]
-        result, heads = "b (k r) s v", f" | k={node.shape(1)[1]}"
-    if node.has(4) or node.has(5):
-        operands[1], operands[2] = operands[1].replace("t", "n"), operands[2].replace("t", "n")
-        operands += [_mask(node, 3, "(k r)"), "b k p d?", "b k p v?", ".?"]
-    else:
-        operands += [_mask(node, 3, "(k r)"), "b k t d?", "b k t v?", ".?"]
-    whole = " n p" if node.has(4) or node.has(5) else ""
+        operands = ["b (k r) s d", f"b k {n} d", f"b k {n} v"]
+        result, sizes = "b (k r) s v", f" | k={node.shape(1)[1]}"
+    operands.append(_mask(node, 3, "(k r)"))
+    if cached:
+        operands += ["b k p d", "b k p v"]
+    elif node.has(6):
+        operands += [".?", ".?", "."]
+    results = [result, "b k t d?", "b k t v?", "b (k r) s t?"][: len(node.node.outputs)]
     # of the keys that the softmax runs over only their number is left to say: it is a sequence's
+    whole = ["t", *["n p"] * cached, *["b"] * node.has(6)]
+    windows = any(int(node.attr(name, -1)) >= 0 for name in ("left_window_size", "right_window_size"))
+    if node.attr("is_causal", 0) or node.has(6) or windows:
+        whole.append("s")
+    zero = " | zero: d" if cached or len(results) > 1 else ""  # keys are contracted, and handed on as well
     return (
-        f"{', '.join(operands)} -> {result}, b k t d?, b k t v?, b (k r) s t?{heads} | whole: t{whole} "
+        f"{', '.join(operands)} -> {', '.join(results)}{sizes} | whole: {' '.join(whole)}{zero} "
         "| macs: b s t k r d + b s t k r v"
     )
 
 
-def _packed(node: NodeView, mask: int, past: int) -> str:
-    """h, d and v of projections that lie side by side in one weight."""
+@rule("Attention", domain=_MS)
+def _attention_contrib(node: NodeView) -> str:
+    """b s i, i (h d + h d + h v), (h d + h d + h v) -> b s (h v) | h=@num_heads"""
+    _packed(node, 3, 4)
+    heads, given = int(node.attr("num_heads", 1)), node.attr("qkv_hidden_sizes")
+    d = (int(given[0]) if given else node.shape(1)[1] // 3) // heads
+    parts = "(h d + h d + h v)"
+    return (
+        f"b s i, i {parts}, {parts}?, .?, .?, {_mask(node, 5, 'h')} -> b s (h v) | h=@num_heads | d={d} | whole: s{' b' * node.has(3)}{' t' * node.has(5)} | zero: d "
+        "| macs: b s i h d + b s i h d + b s i h v"
+    )
+
+
+@rule("QAttention", domain=_MS)
+def _attention_quantized(node: NodeView) -> str:
+    """b s i, i (h d + h d + h d), (h d + h d + h d) -> b s (h d) | h=@num_heads | whole: d, with a scale each"""
+    _packed(node, 5, 8)
+    parts = "(h d + h d + h d)"
+    scale, zero, silent = scale_of(node, 4, parts), scale_of(node, 7, parts), silent_in(node, (0, 6), (1, 7))
+    return (
+        f"b s i, i {parts}, {parts}, .?, {scale}, .?, .?, {zero} -> b s (h d) | h=@num_heads | whole: s d{' b' * node.has(5)} "
+        f"| macs: b s i h d + b s i h d + b s i h d{silent}"
+    )
+
+
+def _packed(node: NodeView, mask: int, past: int) -> None:
+    """Refuse what is not described where projections to queries, keys and values lie side by side in one weight."""
     if node.has(past) or len(node.node.outputs) > 1:
         raise Refuse("it keeps keys and values of earlier steps")
     if node.attr("do_rotary", 0):
         raise Refuse("it rotates its queries and keys")
     if node.has(mask) and len(node.shape(mask)) > 2:
         raise Refuse("its mask has a size for every pair of positions")
-    return "(h d + h d + h v)" if node.attr("qkv_hidden_sizes") else "(h d + h d + h d)"
-
-
-@rule("Attention", domain=_MS)
-def _attention_contrib(node: NodeView) -> str:
-    """b s i, i (h d + h d + h v), (h d + h d + h v) -> b s (h v) | h=@num_heads"""
-    parts = _packed(node, 3, 4)
-    v = "v" if "v" in parts else "d"
-    if node.has(5) and node.shape(5)[1] == 1:
-        raise Refuse("its bias is the same for all heads")
-    return (
-        f"b s i, i {parts}, {parts}?, .?, .?, b h s t? -> b s (h {v}) | h=@num_heads | whole: b s t "
-        f"| macs: b s i h d + b s i h d + b s i h {v}"
-    )
-
-
-@rule("QAttention", domain=_MS)
-def _attention_quantized(node: NodeView) -> str:
-    """b s i, i (h d + h d + h d), (h d + h d + h d) -> b s (h d) | h=@num_heads, with a scale each"""
-    parts = _packed(node, 5, 8)
-    scale, zero, silent = scale_of(node, 4, parts), scale_of(node, 7, parts), silent_in(node, (0, 6), (1, 7))
-    return (
-        f"b s i, i {parts}, {parts}, .?, {scale}, .?, .?, {zero} -> b s (h d) | h=@num_heads | whole: b s "
-        f"| macs: b s i h d + b s i h d + b s i h d{silent}"
-    )
 
 
 @rule("MultiHeadAttention", domain=_MS)
@@ -94,23 +104,29 @@ def _multi_head_attention(node: NodeView) -> str:
         raise Refuse("its keys and values are packed or already split into heads")
     if any(node.has(k) for k in (6, 7, 8, 9)) or len(node.node.outputs) > 1:
         raise Refuse("it keeps keys and values of earlier steps")
-    bias = "(h d + h d + h v)?" if node.has(3) else ".?"
+    # a bias is added before the contraction: it has to be silenced as well
+    bias, zero = ("(h d + h d + h v)", " | zero: d") if node.has(3) else (".?", "")
+    whole = " s" * bool(node.attr("unidirectional", 0)) + " b" * node.has(4)
     return (
-        f"b s (h d), b t (h d), b t (h v), {bias}, .?, {_mask(node, 5, 'h')} -> b s (h v) | h=@num_heads | whole: t "
-        "| macs: b s t h d + b s t h v"
+        f"b s (h d), b t (h d), b t (h v), {bias}, .?, {_mask(node, 5, 'h')} -> b s (h v) "
+        f"| h=@num_heads | whole: t{whole}{zero} | macs: b s t h d + b s t h v"
     )
 
 
 @rule("GroupQueryAttention", domain=_MS)
 def _group_query_attention(node: NodeView) -> str:
-    """b s (k r d), b n (k d), b n (k d), caches b k p d -> b s (k r d), b k t d, b k t d | heads only"""
+    """b s (k r d), b s (k d), b s (k d), caches b k p d -> b s (k r d), b k t d, b k t d: heads only"""
     if not node.has(1) or not node.has(2):
         raise Refuse("its queries, keys and values are packed")
     if any(node.has(k) for k in (11, 12, 13, 14, 15)) or len(node.node.outputs) > 3:
         raise Refuse("it has sinks, quantised caches or norms of its own")
+    cached = node.has(3)
+    past = "b k p d, b k p d" if cached else ".?, .?"
+    made = ", b k t d, b k t d" * (len(node.node.outputs) > 1)
+    whole = "b s d" + " p" * cached + " t" * (len(node.node.outputs) > 1 or node.has(10))
     return (
-        "b s (k r d), b n (k d), b n (k d), b k p d?, b k p d?, .?, .?, .?, .?, .?, .? -> b s (k r d), b k t d?, b k t d? "
-        "| (k r)=@num_heads | k=@kv_num_heads | whole: d n p t | macs: b s n k r d + b s n k r d"
+        f"b s (k r d), b s (k d), b s (k d), {past}, ., ., .?, .?, .?, {_mask(node, 10, '(k r)')} -> b s (k r d){made} "
+        f"| (k r)=@num_heads | k=@kv_num_heads | whole: {whole} | macs: b s s k r d + b s s k r d"
     )
 
 
@@ -139,9 +155,11 @@ def _rotated(node: NodeView, *, cache: int, positions: int, rotary: int) -> str:
     data = f"b s {inner}" if flat else f"b h s {inner}"
     caches = "b s e" if len(table) == 3 else "m e"
     operands = [""] * 4
-    operands[0], operands[cache], operands[cache + 1], operands[positions] = data, caches, caches, ".?"
+    offset = node.has(positions) and len(node.shape(positions)) < 2  # where the positions begin to count
+    where = ".?" if not node.has(positions) else "." if offset else "b s"
+    operands[0], operands[cache], operands[cache + 1], operands[positions] = data, caches, caches, where
     sizes = f" | e={table[-1]}" + (" | h=@num_heads" if flat else "")
-    whole = (" m" if caches[0] == "m" else "") + (" e" if rotary else "")
+    whole = " m" * (caches[0] == "m") + " s" * offset + " e" * bool(rotary)
     return f"{', '.join(operands)} -> {data}{sizes}{f' | whole:{whole}' if whole else ''}"
 
 

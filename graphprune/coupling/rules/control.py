@@ -18,5 +18,6 @@ barrier("AffineGrid Col2Im CenterCropPad ImageDecoder MaxUnpool MaxRoiPool RoiAl
 barrier("DeformConv Det", "its operands are cut into parts that the notation does not describe")
 barrier("NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss", "it is a loss: classes are never cut")
 barrier("CausalConvWithState LinearAttention TensorScatter", "it carries state from run to run")
+barrier("Constant", "it is a weight, cut where it is used, and states nothing of its own")
 barrier("BitCast", "one element may become several")
 barrier("RegexFullMatch StringConcat StringNormalizer StringSplit", "its elements are texts")

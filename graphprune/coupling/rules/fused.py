@@ -15,6 +15,9 @@ FusedConv  n (g i) x*, (g o) i k*, (g o)?, n (g o) y*? -> n (g o) y*  | g=@group
 )
 
 
+declare("CDist  m k, n k -> m n  | zero: k | macs: m k n", domain=_MS)  # of differences: both sides are silenced
+
+
 @rule("FusedMatMul", "TransposeMatMul", domain=_MS)
 def _fused_matmul(node: NodeView) -> str:
     """b* m k, b* k n -> b* m n with either operand transposed"""

@@ -22,6 +22,7 @@ Where              x*, x*, x* -> x*
 Clip               x*, .?, .? -> x*
 Dropout            x*, .?, .? -> x*, x*?
 """)
+declare("SampleOp  x* -> x*", domain="com.microsoft")
 declare(
     """
 Cast|Identity      x* -> x*

@@ -79,6 +79,9 @@ def _matmul_integer(node: NodeView) -> str:
     return f"b* m k, b* k n, {zeros} -> b* m n | macs: b m k n{silent_in(node, (0, 2), (1, 3))}"
 
 
+declare("MatMulInteger16  b* m k, b* k n -> b* m n  | macs: b m k n", domain=_MS)
+
+
 @rule("QLinearMatMul")
 def _qlinear_matmul(node: NodeView) -> str:
     """b* m k, b* k n -> b* m n on quantised values"""
@@ -109,7 +112,7 @@ def _qgemm(node: NodeView) -> str:
 def _dynamic_quantize_matmul(node: NodeView) -> str:
     """b* m k, k n -> b* m n, quantised on the way to a range that always holds zero"""
     scale, zero = scale_of(node, 2, "n"), scale_of(node, 3, "n")
-    return f"b* m k, k n, {scale}, {zero}, n? -> b* m n | zero: k | macs: b m k n"
+    return f"b* m k, k n, {scale}, {zero}, n? -> b* m n | zero: b m k | macs: b m k n"
 
 
 declare("DynamicQuantizeLinear  x* -> x*, ., .  | zero: x")  # its range always holds zero

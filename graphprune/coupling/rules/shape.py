@@ -99,6 +99,9 @@ def _reshape(node: NodeView) -> str:
     return regroup(node.shape(0), node.out(), node.moving(node.node.outputs[0]))
 
 
+rule("ExpandDims", domain="com.microsoft", moves=True)(_reshape)
+
+
 @rule("Tile", moves=True)
 def _tile(node: NodeView) -> str:
     """x -> (r x) on every axis"""
