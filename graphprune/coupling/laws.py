@@ -68,7 +68,7 @@ class Effect:
     Attributes:
         operands, results: kept indices of every axis; results without axes are empty.
         masked: per way of masking, the operand's axes that are zeroed and where: ``(operand, axis) -> kept``.
-        attributes: sizes written back.
+        attributes: sizes written back, where they change.
         exact: whether equality is claimed.
     """
 
@@ -202,7 +202,9 @@ class Solution:
                         mask = self.grouping.mask(self.operand_axes[k][at], part)
                         silenced[k, at] = silenced.get((k, at), np.ones_like(mask)) & mask
             masked.append(silenced)
-        attributes = self.binding.attribute_sizes(lambda space: self.grouping.size(space, keep))
+        given = self.case.node.attributes
+        sizes = self.binding.attribute_sizes(lambda space: self.grouping.size(space, keep))
+        written = {name: n for name, n in sizes.items() if name in given and given[name].value != n}
         return Effect(
             tuple(masks(axes) for axes in self.operand_axes),
             tuple(
@@ -210,7 +212,7 @@ class Solution:
                 for k, axes in enumerate(self.result_axes)
             ),
             tuple(masked),
-            attributes,
+            written,
             all(one.stat is None for one in chosen),
         )
 

@@ -99,6 +99,7 @@ def read_module(
     _strip(model)
     if model.functions:
         inline_functions(model)
+    _drop_made_up_biases(model)
     notes = _share_tied(model, module)
     _make_names_unique(model)
     parameter_names = _parameter_names(model, module)
@@ -419,6 +420,24 @@ def _parameter_names(model: ir.Model, module: torch.nn.Module) -> dict[str, str]
         elif key in first:  # the exporter, or we, renamed it
             named[name] = first[key]
     return named
+
+
+def _drop_made_up_biases(model: ir.Model) -> None:
+    """Remove the zeros that the exporter gives to convolutions without a bias (of a shape that does not run in 3-D)."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for node in model.graph:
+        bias = node.inputs[2] if node.op_type.startswith("Conv") and len(node.inputs) == 3 else None
+        made = bias.producer() if bias is not None else None
+        if made is None or made.op_type != "Expand" or made.inputs[0] is None:
+            continue
+        source = made.inputs[0].producer()
+        if source is not None and source.op_type in ("Cast", "CastLike") and source.inputs[0] is not None:
+            source = source.inputs[0].producer()
+        held = source.attributes.get("value") if source is not None and source.op_type == "Constant" else None
+        if held is not None and not held.as_tensor().numpy().any():
+            node.resize_inputs(2)
+    RemoveUnusedNodesPass()(model)
 
 
 def _remove_unused(model: ir.Model, parameter_names: dict[str, str]) -> None:

@@ -108,15 +108,14 @@ def _contrib_attention() -> Iterator[Sample]:
     packed = partial(_ms, "Attention", num_heads=h)
     i, d = 7, 4
     yield packed(x(b, s, i), w(i, 3 * h * d), w(3 * h * d))
-    yield packed(x(b, s, i), w(i, 3 * h * d), w(3 * h * d), ints(b, low=1, high=3, dtype="int32"), scale=0.3)
+    yield packed(x(b, s, i), w(i, 3 * h * d), w(3 * h * d), ints(b, low=2, high=4, dtype="int32"), scale=0.3)
     yield packed(x(b, s, i), w(i, 2 * h * d + h * v), w(2 * h * d + h * v), qkv_hidden_sizes=(h * d, h * d, h * v))
     yield packed(x(b, s, i), w(i, 3 * h * d), w(3 * h * d), None, None, x(b, h, s, s), unidirectional=1)
     qpacked = partial(_ms, "QAttention", num_heads=h)
     data = i8(b, s, i, dtype="uint8"), i8(i, 3 * h * d, fixed=True), w(3 * h * d), scalar(0.01)
     zeros = scalar(128, "uint8"), scalar(0, "int8")
     yield qpacked(*data, scalar(0.02), None, *zeros)
-    per_column = Operand((3 * h * d,), "int", "int8", 0, 1, fixed=True)
-    yield qpacked(*data, w(3 * h * d, kind="positive"), None, scalar(128, "uint8"), per_column)
+    yield qpacked(*data, w(3 * h * d, kind="positive"), None, *zeros)
 
 
 def _rotary() -> Iterator[Sample]:
@@ -196,6 +195,7 @@ def _integers() -> Iterator[Sample]:
     image, kernel = i8(2, 5, 7, 6, dtype="uint8"), i8(4, 5, 3, 3, fixed=True)
     off, none, whole = scalar(128, "uint8"), scalar(0, "int8"), Operand((4,), "int", "int8", 0, 1, fixed=True)
     yield one("ConvInteger", image, kernel)
+    yield one("ConvInteger", i8(2, 6, 7, 6, dtype="uint8"), i8(4, 3, 3, 3, fixed=True), group=2)
     yield one("ConvInteger", image, kernel, off, none, pads=(1, 1, 1, 1))
     yield one("ConvInteger", i8(2, 6, 7, 6, dtype="uint8"), i8(4, 3, 3, 3, fixed=True), off, group=2)
     yield one("ConvInteger", image, kernel, off, scalar(3, "int8"), refused="zero point")
@@ -238,7 +238,9 @@ def _qlinear() -> Iterator[Sample]:
     for domain in ("", "com.microsoft"):
         conv = partial(one, "QLinearConv", domain=domain)
         yield conv(image, *a, kernel, *weight, *y, bias, pads=(1, 1, 1, 1))
-        yield conv(i8(2, 6, 7, 6, dtype="uint8"), *a, i8(4, 3, 3, 3, fixed=True), *per_channel, *y, group=2)
+        yield conv(i8(2, 6, 7, 6, dtype="uint8"), *a, i8(4, 3, 3, 3, fixed=True), *weight, *y, bias, group=2)
+        yield conv(i8(2, 6, 7, 6, dtype="uint8"), *a, i8(4, 3, 3, 3, fixed=True), per_channel[0], weight[1], *y, group=2)
+        yield conv(image, *a, kernel, *per_channel, *y)
         yield conv(image, *a, kernel, scalar(0.02), scalar(3, "int8"), *y, refused="zero point")
     yield conv(i8(2, 7, 6, 5, dtype="uint8"), *a, kernel, *weight, *y, bias, channels_last=1)
     left, right = i8(3, 5, dtype="uint8"), i8(5, 7, fixed=True)
