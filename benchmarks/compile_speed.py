@@ -10,8 +10,8 @@ Per network one process, in which both take turns (graphprune, Torch-Pruning, gr
 - Torch-Pruning: ``DependencyGraph().build_dependency(model, example_inputs)``, which traces by a run with autograd, and
   then ``list(get_all_groups())`` with its defaults.
 
-So the sum of a row's graphprune times stands beside the sum of its Torch-Pruning times. A process that takes more than
-150 s or 4.5 GB is ended, and the row says so; where turns are slow there are fewer of them.
+Both have one thread. The sum of a row's graphprune times stands beside the sum of its Torch-Pruning times. A process
+that takes more than 150 s or 4.5 GB is ended, and the row says so; where turns are slow there are fewer of them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,13 @@ def _say(**event: Any) -> None:
 
 def race(name: str, repeats: int, *, peer: bool) -> None:
     """One network, in this process: an event (a line of JSON on stdout) for every time taken."""
+    import torch
+
     from graphprune.coupling.groups import group
     from graphprune.coupling.solve import couple
     from graphprune.pipeline import load
 
+    torch.set_num_threads(1)  # what other processes do matters less so, and graphprune's coupling has one thread
     module, example_inputs = build(name)
     network = load(module, inputs=example_inputs)
     _say(load=network.seconds["load"], observe=network.seconds["observe"])

@@ -25,7 +25,7 @@ from graphprune.errors import InputError, NothingPrunableError, UsageError, Veri
 from graphprune.ir.clean import clean
 from graphprune.ir.files import output_folder
 from graphprune.ir.observe import observe
-from graphprune.ir.program import Array, Program
+from graphprune.ir.program import Array, Program, release
 from graphprune.ir.store import external_locations, sha256_of, write_onnx
 from graphprune.latency.measure import Comparison, MeasureOptions, measure
 from graphprune.passes.allocate import Allocation, Target, allocator
@@ -250,10 +250,12 @@ def load(
             model, name = read_onnx(path), path.name
         clean(model)
     with _timed(seconds, "observe"):
+        runner = OrtRunner()
         try:
-            program = observe(model, OrtRunner(), keep=_kept, given=given, input_shapes=input_shapes, seed=seed)
+            program = observe(model, runner, keep=_kept, given=given, input_shapes=input_shapes, seed=seed)
         except InputError as error:  # the runtime was handed a message in memory; the user knows a file
             raise InputError(_IN_MEMORY.sub(f"'{path or name}'", str(error))) from error
+        runner.forget()  # its session maps the whole network; what is evaluated later has sessions of its own
     program.source, program.parameter_names, program.notes = path, parameter_names, (*program.notes, *notes)
     return Network(program, path, name, seconds)
 
@@ -387,7 +389,10 @@ class _Export:
         source = self._source(staging)
         document = plan_document(plan, network.grouping, source["sha256"])
         with _timed(self.seconds, "shrink"):
-            written = write_onnx(Shrink(keep)(network.grouping), staging / "model.onnx")
+            # A source that keeps its data beside it gets such an artefact: it can be run without being read as a whole.
+            external = True if external_locations(network.program.model) else None
+            written = write_onnx(Shrink(keep)(network.grouping), staging / "model.onnx", external=external)
+            release(network.program.model)
         (staging / "plan.json").write_bytes(write_plan(document))
         inexact = [one.id for one in network.grouping.groups if one.id in keep and not one.exact]
         verdict = self._verified(staging, members_of(network.grouping, keep), inexact)
@@ -449,6 +454,7 @@ class _Export:
         ranking = criterion(options.criterion, **{**extra, **options.criterion_options})
         with _timed(self.seconds, "score"):
             scores = score_groups(ranking, chosen, network.program.tensor, scales=grouping.scales)
+            release(network.program.model)
         with _timed(self.seconds, "allocate"):
             method = allocator(options.allocation, floor=options.floor, align=options.align)
             allocation = method.allocate(chosen, scores, network.cost, self.targets)

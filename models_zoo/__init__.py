@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graphprune.errors import UsageError
+from models_zoo.names import TIMM, TORCHVISION, TRANSFORMERS
 
-__all__ = ["RECIPES", "Recipe"]
+__all__ = ["RECIPES", "WIDE", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -93,4 +94,11 @@ RECIPES: dict[str, Recipe] = {
             for name in _SMALL
         ),
     )
+}
+
+#: More architectures, for the sweep: the same by name.
+WIDE: dict[str, Recipe] = {
+    name: Recipe(name, "torch", f"wide:{name}", ("torch", package))
+    for package, names in (("torchvision", TORCHVISION), ("timm", TIMM), ("transformers", TRANSFORMERS))
+    for name in names
 }

@@ -68,6 +68,8 @@ def _draw(leaf: str, parameter: Tensor, generator: torch.Generator) -> None:
 
 def _rescale(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
     def to_unit(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        if not isinstance(output, Tensor):  # a router gives scores and choices
+            return output
         deviation = output.std()
         if not torch.isfinite(deviation) or deviation < 1e-6:
             return output

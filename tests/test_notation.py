@@ -29,6 +29,8 @@ from graphprune.errors import NotationError, RuleError
 
 # --- What is read -----------------------------------------------------------------------------------------------------
 
+CLAUSES = "whole, stat, zero, macs, scale, silent and letter=size"
+
 
 def test_letters_and_results() -> None:
     line = parse("m k, k n -> m n")
@@ -63,12 +65,12 @@ def test_optional_opaque_ignored_scalar_and_repeated_operands() -> None:
 def test_clauses() -> None:
     line = parse(
         "n (g i) x*, (g o) i -> n (g o) | g=@group:1 | o=@size | i=5 | whole: x n | stat: i | macs: n g + 4 o"
-        " | scale: 1"
+        " | scale: 1 | silent: 0"
     )
     assert line.attributes == ((("g",), Attribute("group", 1)), (("o",), Attribute("size", None)))
     assert line.sizes == (("i", 5),)
     assert line.whole == {"x", "n"} and line.stat == {"i"}
-    assert line.macs == (("n", "g"), (4, "o")) and line.scale == 1
+    assert line.macs == (("n", "g"), (4, "o")) and line.scale == 1 and line.silent == 0
 
 
 def test_several_sizes_in_one_clause() -> None:
@@ -142,8 +144,8 @@ def test_a_line_is_parsed_once() -> None:
         ("a | whole: a", "the line has no '->'", 2),
         ("a -> a | whole: b", "'b' stands on no axis of this line", 16),
         ("a -> a | stat: a c", "'c' stands on no axis of this line", 17),
-        ("a -> a | foo: a", "no clause is called 'foo'; there are whole, stat, zero, macs, scale, silent and letter=size", 9),
-        ("a -> a | a", "no clause is called 'a'; there are whole, stat, zero, macs, scale, silent and letter=size", 9),
+        ("a -> a | foo: a", f"no clause is called 'foo'; there are {CLAUSES}", 9),
+        ("a -> a | a", f"no clause is called 'a'; there are {CLAUSES}", 9),
         ("a -> a | a=", "expected a size or '@attribute', found the end of the line", 11),
         ("a -> a | a=@", "expected an attribute, found the end of the line", 12),
         ("a -> a | a=@n:", "expected a default, found the end of the line", 14),

@@ -191,6 +191,9 @@ def open_session(
     # mapped, and what a node no longer needs goes back to the system instead of into an arena.
     settings.enable_cpu_mem_arena = False
     settings.enable_mem_pattern = False
+    # In the file's order: the default order runs everything that needs no input first, so that all the masked weights
+    # of a verification would be held at once.
+    settings.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if not prepack:
         settings.add_session_config_entry("session.disable_prepacking", "1")
     if data_folder is not None:

@@ -117,6 +117,11 @@ class Case:
         model = self.model if arrays is self.arrays else model_of(self.sample, arrays)
         return list(self.run(model, self.feeds(arrays), None).values())
 
+    @cached_property
+    def uncut(self) -> list[list[Array]]:
+        """The original operator's results for each draw."""
+        return [self.results(arrays) for arrays in self.draws]
+
     def solve(self, line: str | None = None) -> Solution:
         """Couple the operator with all axes open, with its own line or another."""
 
@@ -269,7 +274,7 @@ def hold(solution: Solution, seed: int = 0, *, first: bool = False) -> tuple[lis
     """The broken laws of a solved sample (only the ``first`` one), and how many cut operators were run."""
     failures: list[str] = []
     cuts = 0
-    whole = [solution.case.results(arrays) for arrays in solution.case.draws]
+    whole = solution.case.uncut
     for choice in solution.choices(np.random.default_rng(seed)):
         cuts += 1
         failures += _compare(solution, choice, whole)

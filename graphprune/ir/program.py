@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Program", "Runner", "attribute", "constant_tensor", "graph_values", "inputs_of", "submodel"]
+__all__ = [
+    "Array",
+    "Program",
+    "Runner",
+    "attribute",
+    "constant_tensor",
+    "graph_values",
+    "inputs_of",
+    "release",
+    "submodel",
+]
 
 Array = NDArray[Any]
 
@@ -102,6 +113,14 @@ class Program:
 def inputs_of(model: ir.Model) -> list[ir.Value]:
     """The inputs that a caller must give (before IR version 4 every initialiser is listed as an input as well)."""
     return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def release(model: ir.Model) -> None:
+    """Let go of the mapped pages of external data; they are mapped again when they are next looked at."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            with contextlib.suppress(BufferError):  # somebody still holds a view
+                value.const_value.release()
 
 
 def graph_values(graph: ir.Graph) -> dict[str, ir.Value]:

@@ -81,7 +81,7 @@ class _Shrinking:
         return self.new
 
     def _stays(self, binding: Binding) -> bool:
-        """Live nodes stay, and rearrangements of constants that are too large or in use elsewhere to be stored twice."""
+        """Live nodes stay, and rearrangements of constants too large, or in use elsewhere, to be stored twice."""
         if binding.live or any(self._shared(value) for value in binding.node.outputs):
             return True
         size = max((int(np.prod(self.program.shapes[value.name or ""])) for value in binding.node.outputs), default=0)

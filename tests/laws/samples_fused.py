@@ -120,17 +120,22 @@ def _contrib_attention() -> Iterator[Sample]:
 
 def _rotary() -> Iterator[Sample]:
     b, h, s, e, m = 2, 3, 5, 4, 11
-    for pairs in (0, 1):
+    for pairs in (0, 1):  # halves, or every second
         new = partial(one, "RotaryEmbedding", opset=23, interleaved=pairs)
         places = ints(b, s, high=m)
         yield new(x(b, h, s, 2 * e), w(m, e), w(m, e), places)
         yield new(x(b, h, s, 2 * e), x(b, s, e), x(b, s, e))
         yield new(x(b, s, h * 2 * e), w(m, e), w(m, e), places, num_heads=h)
-        yield new(x(b, h, s, 2 * e + 2), w(m, e), w(m, e), places, rotary_embedding_dim=2 * e)
-        yield new(x(b, s, h * (2 * e + 2)), w(m, e), w(m, e), places, num_heads=h, rotary_embedding_dim=2 * e)
         old = partial(_ms, "RotaryEmbedding", interleaved=pairs)
         yield old(x(b, h, s, 2 * e), places, w(m, e), w(m, e))
         yield old(x(b, s, h * 2 * e), places, w(m, e), w(m, e), num_heads=h)
+        if pairs:
+            continue
+        yield new(
+            x(b, s, h * (2 * e + 2)), w(m, e), w(m, e), places, num_heads=h, interleaved=1, rotary_embedding_dim=8
+        )
+        yield new(x(b, h, s, 2 * e + 2), w(m, e), w(m, e), places, rotary_embedding_dim=2 * e)
+        yield new(x(b, s, h * (2 * e + 2)), w(m, e), w(m, e), places, num_heads=h, rotary_embedding_dim=2 * e)
         yield old(x(b, s, h * 2 * e), sizes(2), w(m, e), w(m, e), num_heads=h)
         yield old(x(b, h, s, 2 * e + 2), places, w(m, e), w(m, e), rotary_embedding_dim=2 * e, num_heads=h)
 
@@ -181,7 +186,9 @@ def _scatter() -> Iterator[Sample]:
     yield one("GatherND", x(4, 4), ints(4, 1, high=4))
     yield _ms("GatherND", x(11, 5), place)
     for op, opset in (("ScatterElements", 18), ("Scatter", 9)):
-        yield one(op, x(3, 11), Operand((3, 2), dtype="int64", content=(1, 5, 0, 10, 3, 7)), x(3, 2), axis=1, opset=opset)
+        yield one(
+            op, x(3, 11), Operand((3, 2), dtype="int64", content=(1, 5, 0, 10, 3, 7)), x(3, 2), axis=1, opset=opset
+        )
         yield one(op, x(3, 11, 5), ints(3, 1, 5, high=11), x(3, 1, 5), axis=1, opset=opset)
         yield one(op, x(3, 11, 5), ints(2, 1, 5, high=11), x(2, 1, 5), axis=1, opset=opset)
         yield one(op, x(4, 4), Operand((4, 4), dtype="int64", content=(0, 1, 2, 3) * 4), x(4, 4), axis=1, opset=opset)
@@ -193,12 +200,12 @@ def _scatter() -> Iterator[Sample]:
 
 def _integers() -> Iterator[Sample]:
     image, kernel = i8(2, 5, 7, 6, dtype="uint8"), i8(4, 5, 3, 3, fixed=True)
-    off, none, whole = scalar(128, "uint8"), scalar(0, "int8"), Operand((4,), "int", "int8", 0, 1, fixed=True)
+    off, none = scalar(128, "uint8"), scalar(0, "int8")
     yield one("ConvInteger", image, kernel)
     yield one("ConvInteger", i8(2, 6, 7, 6, dtype="uint8"), i8(4, 3, 3, 3, fixed=True), group=2)
     yield one("ConvInteger", image, kernel, off, none, pads=(1, 1, 1, 1))
     yield one("ConvInteger", i8(2, 6, 7, 6, dtype="uint8"), i8(4, 3, 3, 3, fixed=True), off, group=2)
-    yield one("ConvInteger", image, kernel, off, scalar(3, "int8"), refused="zero point")
+    yield one("ConvInteger", replace(image, shape=(1, 5, 7, 6)), kernel, off, scalar(3, "int8"), refused="zero point")
     left, right = i8(3, 5, dtype="uint8"), i8(5, 7, fixed=True)
     column = Operand((7,), "int", "int8", 0, 1, fixed=True)
     yield one("MatMulInteger", left, right)
@@ -206,8 +213,8 @@ def _integers() -> Iterator[Sample]:
     yield one("MatMulInteger", left, right, off, column)
     yield one("MatMulInteger", i8(2, 3, 5, dtype="uint8"), i8(2, 5, 7), off)
     yield one("MatMulInteger", left, right, None, scalar(3, "int8"))
-    yield one("MatMulInteger", i8(4, 4), i8(4, 4))
-    yield one("MatMulInteger", left, right, off, scalar(3, "int8"), refused="zero point")
+    yield one("MatMulInteger", i8(4, 4, dtype="uint8"), i8(4, 4))
+    yield one("MatMulInteger", i8(2, 5, dtype="uint8"), right, off, scalar(3, "int8"), refused="zero point")
     scales = scalar(0.1), scalar(0.2)
     floats = partial(_ms, "MatMulIntegerToFloat")
     yield floats(left, right, *scales, off, none, w(7))
@@ -239,9 +246,13 @@ def _qlinear() -> Iterator[Sample]:
         conv = partial(one, "QLinearConv", domain=domain)
         yield conv(image, *a, kernel, *weight, *y, bias, pads=(1, 1, 1, 1))
         yield conv(i8(2, 6, 7, 6, dtype="uint8"), *a, i8(4, 3, 3, 3, fixed=True), *weight, *y, bias, group=2)
-        yield conv(i8(2, 6, 7, 6, dtype="uint8"), *a, i8(4, 3, 3, 3, fixed=True), per_channel[0], weight[1], *y, group=2)
+        yield conv(
+            i8(2, 6, 7, 6, dtype="uint8"), *a, i8(4, 3, 3, 3, fixed=True), per_channel[0], weight[1], *y, group=2
+        )
         yield conv(image, *a, kernel, *per_channel, *y)
-        yield conv(image, *a, kernel, scalar(0.02), scalar(3, "int8"), *y, refused="zero point")
+        yield conv(
+            replace(image, shape=(1, 5, 7, 6)), *a, kernel, scalar(0.02), scalar(3, "int8"), *y, refused="zero point"
+        )
     yield conv(i8(2, 7, 6, 5, dtype="uint8"), *a, kernel, *weight, *y, bias, channels_last=1)
     left, right = i8(3, 5, dtype="uint8"), i8(5, 7, fixed=True)
     product = partial(one, "QLinearMatMul", opset=21)
@@ -249,9 +260,9 @@ def _qlinear() -> Iterator[Sample]:
     yield product(i8(2, 3, 5, dtype="uint8"), *a, i8(2, 5, 7), *weight, *y)
     columns = w(7, kind="positive"), Operand((7,), "int", "int8", 0, 1, fixed=True)
     yield product(left, *a, right, *columns, *y)
-    yield product(left, a[0], scalar(0, "uint8"), i8(5, 7, dtype="uint8"), *b, *y)
+    yield product(replace(left, shape=(4, 5)), a[0], scalar(0, "uint8"), i8(5, 7, dtype="uint8"), *b, *y)
     yield product(i8(4, 4), *weight, i8(4, 4), *weight, *weight)
-    yield product(left, *a, right, scalar(0.02), scalar(3, "int8"), *y, refused="zero point")
+    yield product(replace(left, shape=(2, 5)), *a, right, scalar(0.02), scalar(3, "int8"), *y, refused="zero point")
     plain = i8(3, 5, 7, dtype="uint8")
     for op in ("QLinearAdd", "QLinearMul"):
         yield _ms(op, plain, *a, i8(3, 5, 7, dtype="uint8"), *b, *y)
@@ -288,7 +299,9 @@ def _nbits() -> Iterator[Sample]:
     yield packed(data, weight, scales, zeros, bits=4, block_size=block)
     flat = replace(zeros, shape=(n * blocks // 2,))
     yield packed(data, weight, w(n * blocks, kind="positive"), flat, None, w(n), bits=4, block_size=block)
-    yield packed(x(3, k), ints(n, 2, 16, high=256, dtype="uint8", fixed=True), w(n, 2, kind="positive"), bits=4, block_size=32)
+    yield packed(
+        x(3, k), ints(n, 2, 16, high=256, dtype="uint8", fixed=True), w(n, 2, kind="positive"), bits=4, block_size=32
+    )
     wide = ints(n, blocks, block, high=256, dtype="uint8", fixed=True)
     yield packed(x(3, k), wide, scales, bits=8, block_size=block)
     yield packed(x(3, k), wide, scales, ints(n, blocks, high=256, dtype="uint8", fixed=True), bits=8, block_size=block)

@@ -35,7 +35,7 @@ def _mask(node: NodeView, k: int, heads: str) -> str:
 
 @rule("Attention")
 def _attention(node: NodeView) -> str:
-    """b s (k r d), b t (k d), b t (k v) -> b s (k r v), or with heads on an axis of their own"""
+    """b s (k r d), b t (k d), b t (k v) -> b s (k r v) | whole: t, or with heads on an axis of their own"""
     flat, cached = len(node.shape(0)) == 3, node.has(4) or node.has(5)
     n = "n" if cached else "t"
     if flat:
@@ -64,13 +64,15 @@ def _attention(node: NodeView) -> str:
 
 @rule("Attention", domain=_MS)
 def _attention_contrib(node: NodeView) -> str:
-    """b s i, i (h d + h d + h v), (h d + h d + h v) -> b s (h v) | h=@num_heads"""
+    """b s i, i (h d + h d + h v), (h d + h d + h v) -> b s (h v) | h=@num_heads | whole: s"""
     _packed(node, 3, 4)
     heads, given = int(node.attr("num_heads", 1)), node.attr("qkv_hidden_sizes")
     d = (int(given[0]) if given else node.shape(1)[1] // 3) // heads
     parts = "(h d + h d + h v)"
+    whole = "s" + " b" * node.has(3) + " t" * node.has(5)
     return (
-        f"b s i, i {parts}, {parts}?, .?, .?, {_mask(node, 5, 'h')} -> b s (h v) | h=@num_heads | d={d} | whole: s{' b' * node.has(3)}{' t' * node.has(5)} | zero: d "
+        f"b s i, i {parts}, {parts}?, .?, .?, {_mask(node, 5, 'h')} -> b s (h v) "
+        f"| h=@num_heads | d={d} | whole: {whole} | zero: d "
         "| macs: b s i h d + b s i h d + b s i h v"
     )
 
@@ -81,8 +83,9 @@ def _attention_quantized(node: NodeView) -> str:
     _packed(node, 5, 8)
     parts = "(h d + h d + h d)"
     scale, zero, silent = scale_of(node, 4, parts), scale_of(node, 7, parts), silent_in(node, (0, 6), (1, 7))
+    whole = "s d" + " b" * node.has(5)
     return (
-        f"b s i, i {parts}, {parts}, .?, {scale}, .?, .?, {zero} -> b s (h d) | h=@num_heads | whole: s d{' b' * node.has(5)} "
+        f"b s i, i {parts}, {parts}, .?, {scale}, .?, .?, {zero} -> b s (h d) | h=@num_heads | whole: {whole} "
         f"| macs: b s i h d + b s i h d + b s i h d{silent}"
     )
 
@@ -99,7 +102,7 @@ def _packed(node: NodeView, mask: int, past: int) -> None:
 
 @rule("MultiHeadAttention", domain=_MS)
 def _multi_head_attention(node: NodeView) -> str:
-    """b s (h d), b t (h d), b t (h v), (h d + h d + h v)? -> b s (h v) | h=@num_heads"""
+    """b s (h d), b t (h d), b t (h v), (h d + h d + h v)? -> b s (h v) | h=@num_heads | whole: t"""
     if not node.has(1) or not node.has(2) or len(node.shape(1)) != 3 or len(node.shape(2)) != 3:
         raise Refuse("its keys and values are packed or already split into heads")
     if any(node.has(k) for k in (6, 7, 8, 9)) or len(node.node.outputs) > 1:
@@ -115,7 +118,7 @@ def _multi_head_attention(node: NodeView) -> str:
 
 @rule("GroupQueryAttention", domain=_MS)
 def _group_query_attention(node: NodeView) -> str:
-    """b s (k r d), b s (k d), b s (k d), caches b k p d -> b s (k r d), b k t d, b k t d: heads only"""
+    """b s (k r d), b s (k d), b s (k d), caches b k p d -> b s (k r d), b k t d, b k t d | whole: b s d p t"""
     if not node.has(1) or not node.has(2):
         raise Refuse("its queries, keys and values are packed")
     if any(node.has(k) for k in (11, 12, 13, 14, 15)) or len(node.node.outputs) > 3:
@@ -132,7 +135,7 @@ def _group_query_attention(node: NodeView) -> str:
 
 @rule("RotaryEmbedding")
 def _rotary(node: NodeView) -> str:
-    """b h s (2 e), s e, s e -> b h s (2 e): halves, or (e 2) where interleaved; what is beyond the rotary part passes"""
+    """b h s (2 e), s e, s e -> b h s (2 e): halves, or (e 2) where interleaved; what is beyond passes"""
     return _rotated(node, cache=1, positions=3, rotary=int(node.attr("rotary_embedding_dim", 0)))
 
 
@@ -165,5 +168,5 @@ def _rotated(node: NodeView, *, cache: int, positions: int, rotary: int) -> str:
 
 @rule("EmbedLayerNormalization", domain=_MS)
 def _embed_layer_norm(node: NodeView) -> str:
-    """., ., v c, p c, q c?, c, c -> b s c | stat: c | whole: v p q"""
+    """., ., v c, p c, q c?, c, c -> b s c | stat: c | whole: v p q b s"""
     return ".?, .?, v c, p c, q c?, c, c, .?, .? -> b s c, .?, b s c? | stat: c | whole: v p q b s | scale: 5"

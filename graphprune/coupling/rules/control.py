@@ -10,11 +10,15 @@ barrier(
     "ConcatFromSequence Optional OptionalGetElement OptionalHasElement",
     "sequences and optionals have no axes",
 )
-barrier("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial", "it is random", keep=True)
+barrier(
+    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial", "it is random", keep=True
+)
 barrier("NonMaxSuppression NonZero TopK Unique Compress", "the size or order of its result depends on the data")
 barrier("OneHot EyeLike TfIdfVectorizer MelWeightMatrix", "its result counts something, no axis of it can go")
 barrier("BlackmanWindow HammingWindow HannWindow DFT STFT", "every index of its axis takes part in every result")
-barrier("AffineGrid Col2Im CenterCropPad ImageDecoder MaxUnpool MaxRoiPool RoiAlign", "its results are positions in space")
+barrier(
+    "AffineGrid Col2Im CenterCropPad ImageDecoder MaxUnpool MaxRoiPool RoiAlign", "its results are positions in space"
+)
 barrier("DeformConv Det", "its operands are cut into parts that the notation does not describe")
 barrier("NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss", "it is a loss: classes are never cut")
 barrier("CausalConvWithState LinearAttention TensorScatter", "it carries state from run to run")

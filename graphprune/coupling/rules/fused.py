@@ -42,6 +42,5 @@ def _experts(node: NodeView) -> str:
     if str(node.attr("activation_type", "relu")) == "swiglu":
         raise Refuse("the two halves of its hidden units are interleaved or apart, by the provider")
     return (
-        "b* i, n e, e f i, e f?, e o f, e o?, e f i?, e f? -> b* o "
-        "| whole: b n e i o | macs: b i f + b f o | silent: 4"
+        "b* i, n e, e f i, e f?, e o f, e o?, e f i?, e f? -> b* o | whole: b n e i o | macs: b i f + b f o | silent: 4"
     )
