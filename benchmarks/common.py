@@ -50,9 +50,9 @@ MIB = 1 << 20
 
 def build(name: str) -> Any:
     """What a recipe's ``build`` gives, but the zoo's small trained networks with random weights: nothing is trained."""
-    from models_zoo import RECIPES
+    from models_zoo import ZOO
 
-    recipe = RECIPES[name]
+    recipe = ZOO[name]
     if recipe.kind == "onnx" or not recipe.trained:
         return recipe.build()
     import torch
@@ -68,10 +68,10 @@ def build(name: str) -> Any:
 def load_network(name: str) -> Network:
     """A recipe's network, loaded and observed (seed 0)."""
     from graphprune.pipeline import load
-    from models_zoo import RECIPES
+    from models_zoo import ZOO
 
     first, second = build(name)
-    if RECIPES[name].kind == "onnx":
+    if ZOO[name].kind == "onnx":
         return load(first, input_shapes=second)
     return load(first, inputs=second)
 

@@ -129,9 +129,10 @@ def row(name: str, figures: dict[str, Any]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 if every network was cut and proved, else 1."""
-    from models_zoo import RECIPES
+    from models_zoo import RECIPES, WIDE, ZOO
 
     parser = argparse.ArgumentParser(description="Coverage, correctness and time for every network of the zoo.")
+    parser.add_argument("--wide", action="store_true", help="the networks of models_zoo.wide")
     parser.add_argument("--networks", help="names with commas between them (default: all)")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
@@ -141,9 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
     if given.one:
         given.json.write_text(json.dumps(guarded(lambda: examine(given.one))), encoding="utf-8")
         return 0
-    names = given.networks.split(",") if given.networks else list(RECIPES)
-    if unknown := [name for name in names if name not in RECIPES]:
-        parser.error(f"unknown: {', '.join(unknown)}; the zoo has {', '.join(RECIPES)}")
+    names = given.networks.split(",") if given.networks else list(WIDE if given.wide else RECIPES)
+    if unknown := [name for name in names if name not in ZOO]:
+        parser.error(f"unknown: {', '.join(unknown)}; the zoo has {', '.join(ZOO)}")
     machine = machine_line()
     found = {name: _in_child(name, given.timeout) for name in names}
     table = markdown_table(COLUMNS, [row(name, figures) for name, figures in found.items()])

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from graphprune.errors import UsageError
 from models_zoo.names import TIMM, TORCHVISION, TRANSFORMERS
 
-__all__ = ["RECIPES", "WIDE", "Recipe"]
+__all__ = ["RECIPES", "WIDE", "ZOO", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,6 @@ WIDE: dict[str, Recipe] = {
     for package, names in (("torchvision", TORCHVISION), ("timm", TIMM), ("transformers", TRANSFORMERS))
     for name in names
 }
+
+#: All of them by name.
+ZOO: dict[str, Recipe] = {**WIDE, **RECIPES}

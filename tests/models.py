@@ -443,7 +443,7 @@ def custom() -> Sample:
     """An operator of another domain, which the runtime knows and graphprune does not."""
     net = Net()
     x = net.block(image(net), "a", 3, 16)
-    x = net.op("SampleOp", net.block(x, "b", 16, 20), domain="com.microsoft")
+    x = net.op("Binarizer", net.block(x, "b", 16, 20), domain="ai.onnx.ml", threshold=0.1)
     net.head(net.block(x, "c", 20, 24), 24)
     return picture(net)
 

@@ -158,7 +158,7 @@ def test_sentences_stay_on_one_line_in_a_pipe(exported, residual, monkeypatch):
 
 def test_analyze_says_what_refuses(tmp_path, run_cli):
     result = run_cli("analyze", models.custom().save(tmp_path / "m.onnx"))
-    assert "1 node is not cut through:\n  SampleOp 'n_sampleop_7': no rule is known for the" in result.out
+    assert "1 node is not cut through:\n  Binarizer 'n_binarizer_7': no rule is known for the" in result.out
     assert "parameters       8.00 k, 98.9% governed by exact groups" in result.out
     result = run_cli("analyze", models.nothing().save(tmp_path / "m.onnx"))
     assert "groups           0 exact, 0 stat" in result.out
@@ -187,7 +187,7 @@ def test_explain_says_what_an_axis_is_tied_to(tmp_path, run_cli):
 
 def test_explain_names_the_operator_that_refuses(tmp_path, run_cli):
     result = run_cli("explain", models.custom().save(tmp_path / "m.onnx"), "b.conv.weight", 0)
-    assert "20 indices never cut: SampleOp 'n_sampleop_7': no rule is known for the operator of domain" in result.out
+    assert "20 indices never cut: Binarizer 'n_binarizer_7': no rule is known for the operator of domain" in result.out
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,14 @@ FRESH = "zz"  # a letter that no rule uses
 UNCHECKED = {("com.microsoft", "DynamicQuantizeMatMul")}  # its kernel reads beyond a scale that is too short
 
 
+# Mutants that no result can tell from the truth: a bias of the keys adds the same to all scores of a softmax.
+UNSEEN = {
+    ("com.microsoft", "Attention"): ("swap of operand 2", "((h d) + (d h) + (h v))"),
+    ("com.microsoft", "MultiHeadAttention"): ("swap of operand 3", "((h d) + (d h) + (h v))"),
+    ("com.microsoft", "QAttention"): ("swap of operand 2", "((h d) + (d h) + (h d))"),
+}
+
+
 @dataclass(frozen=True)
 class Mutant:
     kind: str
@@ -249,7 +257,12 @@ def sweep(samples: Sequence[Sample]) -> Iterator[Finding]:
         truths = [case.solve() for case in cases]
         for mutant in mutants(parse(line)):
             call = partial(judge, op, line, mutant, cases, truths)
-            yield _apart(call) if (cases[0].sample.domain, op) in UNCHECKED else call()
+            key = (cases[0].sample.domain, op)
+            finding = _apart(call) if key in UNCHECKED else call()
+            kind, part = UNSEEN.get(key, ("", ""))
+            if finding.verdict == "survived" and mutant.kind == kind and part in mutant.text:
+                finding = replace(finding, verdict="equivalent")
+            yield finding
 
 
 def _apart(call: partial[Finding]) -> Finding:
