@@ -16,6 +16,7 @@ from graphprune._version import __version__
 
 if TYPE_CHECKING:
     from graphprune.coupling.groups import Group
+    from graphprune.frontends.graphsurgeon import to_graphsurgeon
     from graphprune.ir.program import Program
     from graphprune.passes.plan import Plan
     from graphprune.pipeline import Analysis, ExportOptions, ExportResult, Network, load, verify_files
@@ -30,6 +31,7 @@ _LAZY = {
     "Plan": "graphprune.passes.plan",
     "Program": "graphprune.ir.program",
     "load": "graphprune.pipeline",
+    "to_graphsurgeon": "graphprune.frontends.graphsurgeon",
     "verify_files": "graphprune.pipeline",
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "Program",
     "__version__",
     "load",
+    "to_graphsurgeon",
     "verify_files",
 ]
 

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from graphprune.backends.runner import OrtRunner
 from graphprune.coupling.explain import AxisReport, explain
+from graphprune.coupling.graph import group_graph
 from graphprune.coupling.groups import Group, Grouping, group
 from graphprune.coupling.registry import rule_for
 from graphprune.coupling.solve import couple
 from graphprune.errors import InputError, NothingPrunableError, UsageError, VerificationError
+from graphprune.frontends.graphsurgeon import is_graph, read_graphsurgeon
 from graphprune.ir.clean import clean
 from graphprune.ir.files import output_folder
 from graphprune.ir.observe import observe
@@ -40,6 +42,7 @@ from graphprune.passes.verify import Verdict, Verify
 from graphprune.report.manifest import analysis_document, manifest_document, to_bytes
 
 if TYPE_CHECKING:
+    import networkx
     import onnx_ir as ir
 
 __all__ = ["Analysis", "ExportOptions", "ExportResult", "Network", "load", "verify_files"]
@@ -191,6 +194,10 @@ class Network:
             dict(self.seconds),
         )
 
+    def group_graph(self) -> networkx.DiGraph:
+        """The graph of groups, see :func:`graphprune.coupling.graph.group_graph`."""
+        return group_graph(self.grouping)
+
     def explain(self, tensor: str, axis: int) -> AxisReport:
         """What an axis is tied to, or why it cannot be cut. Raises UsageError for an unknown tensor or axis."""
         return explain(self.grouping, tensor, axis)
@@ -221,7 +228,8 @@ def load(
     """Read a network and run it once to see its shapes.
 
     Args:
-        source: an ONNX file; ``file.py:factory`` or ``package.module:factory`` for a PyTorch module; or a module.
+        source: an ONNX file; ``file.py:factory`` or ``package.module:factory`` for a PyTorch module; a module; or a
+            ``onnx_graphsurgeon.Graph``.
         inputs: example inputs: arrays by name for an ONNX file; a tuple or a dictionary of tensors for a module.
         input_shapes: shapes by input name (None for the only input) where no example is given.
         seed: of random example inputs.
@@ -235,7 +243,9 @@ def load(
     given: Mapping[str, Array] | None = inputs
     path: Path | None = None
     with _timed(seconds, "load"):
-        if _is_module(source):
+        if is_graph(source):
+            model, name = read_graphsurgeon(source), str(getattr(source, "name", "graph"))
+        elif _is_module(source):
             from graphprune.frontends.torch import read_module, resolve
 
             made = resolve(str(source))() if isinstance(source, str) else source

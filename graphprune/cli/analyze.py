@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -14,9 +15,18 @@ from graphprune.cli.options import input_shapes_option, json_option, seed_option
 @input_shapes_option()
 @seed_option()
 @click.option("--all", "every", is_flag=True, help="Show every member and every refusal.")
+@click.option(
+    "--graph", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write which groups are made from which others as GraphML (yEd, Gephi, networkx read it).",
+)  # fmt: skip
 @json_option()
 def command(
-    model: str, input_shapes: dict[str | None, tuple[int, ...]], seed: int, every: bool, json_output: bool
+    model: str,
+    input_shapes: dict[str | None, tuple[int, ...]],
+    seed: int,
+    every: bool,
+    graph: Path | None,
+    json_output: bool,
 ) -> None:
     """Show which groups MODEL has, what they govern, and what cannot be cut and why.
 
@@ -25,7 +35,12 @@ def command(
     from graphprune.pipeline import load
     from graphprune.report.tables import analysis_report, console
 
-    analysis = load(model, input_shapes=input_shapes, seed=seed).analyze()
+    network = load(model, input_shapes=input_shapes, seed=seed)
+    analysis = network.analyze()
+    if graph is not None:
+        import networkx
+
+        networkx.write_graphml(network.group_graph(), graph)
     if json_output:
         click.echo(json.dumps(analysis.to_json(), indent=2))
     else:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["read_onnx"]
+__all__ = ["read_message", "read_onnx"]
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +63,28 @@ def read_onnx(path: str | os.PathLike[str]) -> ir.Model:
         raise InputError(f"'{source}': {error}") from error.__cause__
 
 
+def read_message(message: onnx.ModelProto) -> ir.Model:
+    """A model of a message in memory, held to the same checks; external data are looked for in the working folder.
+
+    Raises:
+        InputError: the message is not a sound model.
+    """
+    if lacking := _lacking(message):
+        raise InputError(f"the graph is not a complete ONNX model: it has {' and '.join(lacking)}")
+    return _to_ir(message, ExternalFolder(Path.cwd()))
+
+
+def _lacking(message: onnx.ModelProto) -> list[str]:
+    """What a complete model has and this one does not."""
+    parts = (
+        ("no IR version", not message.HasField("ir_version")),
+        ("no opset import", not message.opset_import),
+        ("no graph", not message.HasField("graph")),
+        ("a graph without outputs", message.HasField("graph") and not message.graph.output),
+    )
+    return [text for text, lacks in parts if lacks]
+
+
 def _parse(source: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
@@ -73,17 +95,7 @@ def _parse(source: Path) -> onnx.ModelProto:
         proto.ParseFromString(content)
     except DecodeError as error:
         raise InputError(f"'{source}' {_why_unreadable(content)}") from error
-    lacking = [
-        text
-        for text, lacks in (
-            ("no IR version", not proto.HasField("ir_version")),
-            ("no opset import", not proto.opset_import),
-            ("no graph", not proto.HasField("graph")),
-            ("a graph without outputs", proto.HasField("graph") and not proto.graph.output),
-        )
-        if lacks
-    ]
-    if lacking:
+    if lacking := _lacking(proto):
         look = next((what for start, what in _LOOKALIKES if content.startswith(start)), None)
         raise InputError(
             f"'{source}' is {look}"
