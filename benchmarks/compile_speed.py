@@ -97,7 +97,9 @@ def compare(name: str, repeats: int) -> dict[str, Any]:
         return {"error": ended.why or last_line(ended.err), "peer_error": error}
 
     def times(key: str) -> list[float]:
-        return [event[key] for event in events if key in event and event["turn"] > 0]
+        found = [event for event in events if key in event]
+        # Where the peer came no further than the first turn, that one is all there is.
+        return [event[key] for event in found if event["turn"] > 0 or len(found) == 1]
 
     loads = next(event for event in events if "load" in event)
     return {
@@ -130,16 +132,16 @@ def row(name: str, figures: dict[str, Any]) -> list[str]:
     """A row of the table: medians with minimum and maximum."""
     if figures["error"] is not None:
         return [name, figures["error"], *("" for _ in COLUMNS[2:])]
-    complete = not figures["peer_error"]
+    built, collected = figures["peer_build"], figures["peer_collect"]
     return [
         name,
         f"{figures['load']:.2f}",
         f"{figures['observe']:.2f}",
         _spread(figures["couple"]),
         str(figures["groups"]),
-        _spread(figures["peer_build"]) if complete else figures["peer_error"],
-        _spread(figures["peer_collect"]) if complete else "",
-        str(figures["peer_groups"]) if complete else "",
+        _spread(built) or figures["peer_error"],
+        _spread(collected) or (figures["peer_error"] if built else ""),
+        str(figures["peer_groups"]) if collected else "",
         str(len(figures["couple"])),
     ]
 
