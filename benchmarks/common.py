@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from graphprune.errors import GraphpruneError, TargetError
 
 if TYPE_CHECKING:
-    from graphprune.pipeline import ExportResult, Network
+    from graphprune.export import ExportResult
+    from graphprune.pipeline import Network
 
 __all__ = [
     "ROOT",

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from graphprune.export import ExportResult
     from graphprune.latency.measure import Comparison, MeasureOptions
-    from graphprune.pipeline import ExportResult
 
 __all__ = ["demo", "main", "speed_sentence"]
 

@@ -16,16 +16,17 @@ from graphprune._version import __version__
 
 if TYPE_CHECKING:
     from graphprune.coupling.groups import Group
+    from graphprune.export import ExportOptions, ExportResult
     from graphprune.frontends.graphsurgeon import to_graphsurgeon
     from graphprune.ir.program import Program
     from graphprune.passes.plan import Plan
-    from graphprune.pipeline import Analysis, ExportOptions, ExportResult, Network, load, verify_files
+    from graphprune.pipeline import Analysis, Network, load, verify_files
 
 # Everything is imported when it is first used: `import graphprune` stays light.
 _LAZY = {
     "Analysis": "graphprune.pipeline",
-    "ExportOptions": "graphprune.pipeline",
-    "ExportResult": "graphprune.pipeline",
+    "ExportOptions": "graphprune.export",
+    "ExportResult": "graphprune.export",
     "Group": "graphprune.coupling.groups",
     "Network": "graphprune.pipeline",
     "Plan": "graphprune.passes.plan",

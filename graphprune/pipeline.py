@@ -1,17 +1,15 @@
-"""The way of the data, end to end: load, observe, couple, score, allocate, shrink, verify, measure, write."""
+"""A loaded network: from a file or a module to its groups; what is done with it starts here."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,34 +20,30 @@ from graphprune.coupling.graph import group_graph
 from graphprune.coupling.groups import Group, Grouping, group
 from graphprune.coupling.registry import rule_for
 from graphprune.coupling.solve import couple
-from graphprune.errors import InputError, NothingPrunableError, UsageError, VerificationError
+from graphprune.errors import InputError, UsageError
 from graphprune.frontends.graphsurgeon import is_graph, read_graphsurgeon
 from graphprune.ir.clean import clean
-from graphprune.ir.files import output_folder
 from graphprune.ir.observe import observe
-from graphprune.ir.program import Array, Program, release
-from graphprune.ir.store import external_locations, sha256_of, write_onnx
-from graphprune.latency.measure import Comparison, MeasureOptions, measure
-from graphprune.passes.allocate import Allocation, Target, allocator
-from graphprune.passes.allocate.target import Quantity
+from graphprune.ir.program import Array, Program
+from graphprune.ir.store import sha256_of
 from graphprune.passes.cost import Cost
-from graphprune.passes.files import keep_of, members_of, plan_document, read_plan, replay, saved_members, write_plan
-from graphprune.passes.plan import Plan, PlanMember
-from graphprune.passes.score import criterion, score_groups
-from graphprune.passes.selection import Selection
-from graphprune.passes.shrink import Shrink
+from graphprune.passes.files import read_plan, saved_members
+from graphprune.passes.plan import PlanMember
 from graphprune.passes.verify import Verdict, Verify
-from graphprune.report.manifest import analysis_document, manifest_document, to_bytes
+from graphprune.report.manifest import analysis_document
 
 if TYPE_CHECKING:
     import networkx
     import onnx_ir as ir
 
-__all__ = ["Analysis", "ExportOptions", "ExportResult", "Network", "load", "verify_files"]
+    from graphprune.export import ExportOptions, ExportResult
+
+__all__ = ["IN_MEMORY", "Analysis", "Network", "load", "no_groups", "timed", "verify_files", "verify_program"]
 
 _log = logging.getLogger(__name__)
 
-_IN_MEMORY = re.compile(r"model in memory \(\d+ bytes\)")
+# What the backends call a network that was handed to them as a message.
+IN_MEMORY = re.compile(r"model in memory \(\d+ bytes\)")
 
 
 @dataclass(frozen=True)
@@ -83,78 +77,6 @@ class Analysis:
         return analysis_document(self)
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """How to export; the command line's options one by one.
-
-    Attributes:
-        target_params, target_macs: ``"0.5x"`` of the original or an absolute number as text; None: no such target.
-        plan: a saved plan to replay instead of scoring and allocating.
-        criterion, criterion_options: see :func:`graphprune.passes.score.criterion`.
-        allocation: ``global`` or ``uniform``.
-        floor: least share of every group's units that stays.
-        align: kept channels are multiples of it.
-        include, exclude: name patterns, see :class:`graphprune.passes.selection.Selection`.
-        stat: also cut groups over which a statistic is computed (inexact).
-        verify: hold the artefact to the masked equivalence; ``verify_dtype`` is ``float32`` or ``float64``.
-        measure: measure original and artefact in turn on this machine; None leaves it out.
-        keep_source: for a module, leave the traced network beside the artefact as ``source.onnx``.
-        seed: of random inputs and the random criterion.
-    """
-
-    target_params: str | None = None
-    target_macs: str | None = None
-    plan: Path | None = None
-    criterion: str = "magnitude"
-    criterion_options: Mapping[str, Any] = field(default_factory=dict)
-    allocation: str = "global"
-    floor: float = 0.1
-    align: int = 1
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    stat: bool = False
-    verify: bool = True
-    verify_dtype: str = "float32"
-    samples: int = 3
-    atol: float = 1e-6
-    rtol: float | None = None
-    measure: MeasureOptions | None = field(default_factory=MeasureOptions)
-    keep_source: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """What an export did.
-
-    Attributes:
-        folder: where the artefacts are; ``model``, ``plan_path`` and ``manifest_path`` lie in it.
-        plan: the units that stay.
-        original, reached: parameters and MACs before and after.
-        asked: the targets as limits; empty when a plan was replayed.
-        verdict: of the masked equivalence; None if it was not asked for.
-        comparison: measured latency of the artefact against the original; None if it was not asked for.
-        manifest: everything above and more, as written.
-    """
-
-    folder: Path
-    model: Path
-    plan_path: Path
-    manifest_path: Path
-    plan: Plan
-    original: Mapping[str, int]
-    reached: Mapping[str, int]
-    asked: Mapping[str, int]
-    verdict: Verdict | None
-    comparison: Comparison | None
-    notes: tuple[str, ...]
-    manifest: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest."""
-        return dict(self.manifest)
-
-
 class Network:
     """A loaded network: analyse it, explain an axis, export a smaller one. Its source is never modified."""
 
@@ -167,7 +89,7 @@ class Network:
     @cached_property
     def grouping(self) -> Grouping:
         """The solved coupling and its groups."""
-        with _timed(self.seconds, "couple"):
+        with timed(self.seconds, "couple"):
             return group(couple(self.program))
 
     @cached_property
@@ -190,7 +112,7 @@ class Network:
             tuple(str(refusal) for refusal in grouping.coupling.refusals),
             {name: array.shape for name, array in self.program.examples.items()},
             self.program.parameter_names,
-            (*self.program.notes, *(() if grouping.groups else (f"nothing can be pruned: {_no_groups(grouping)}",))),
+            (*self.program.notes, *(() if grouping.groups else (f"nothing can be pruned: {no_groups(grouping)}",))),
             dict(self.seconds),
         )
 
@@ -215,7 +137,9 @@ class Network:
         """
         if options is not None and changes:
             raise UsageError("export takes either options or single options by name, not both")
-        return _Export(self, Path(out), options or ExportOptions(**changes)).run()
+        from graphprune.export import ExportOptions, export
+
+        return export(self, Path(out), options or ExportOptions(**changes))
 
 
 def load(
@@ -242,7 +166,7 @@ def load(
     notes: tuple[str, ...] = ()
     given: Mapping[str, Array] | None = inputs
     path: Path | None = None
-    with _timed(seconds, "load"):
+    with timed(seconds, "load"):
         if is_graph(source):
             model, name = read_graphsurgeon(source), str(getattr(source, "name", "graph"))
         elif _is_module(source):
@@ -259,12 +183,12 @@ def load(
             path = Path(source)
             model, name = read_onnx(path), path.name
         clean(model)
-    with _timed(seconds, "observe"):
+    with timed(seconds, "observe"):
         runner = OrtRunner()
         try:
             program = observe(model, runner, keep=_kept, given=given, input_shapes=input_shapes, seed=seed)
         except InputError as error:  # the runtime was handed a message in memory; the user knows a file
-            raise InputError(_IN_MEMORY.sub(f"'{path or name}'", str(error))) from error
+            raise InputError(IN_MEMORY.sub(f"'{path or name}'", str(error))) from error
         runner.forget()  # its session maps the whole network; what is evaluated later has sessions of its own
     program.source, program.parameter_names, program.notes = path, parameter_names, (*program.notes, *notes)
     return Network(program, path, name, seconds)
@@ -287,10 +211,15 @@ def verify_files(
     network = load(original, input_shapes=input_shapes, seed=seed)
     if network.source is not None and sha256_of(network.source)[network.source.name] != document["source_sha256"]:
         _log.warning("the plan was made from another file than '%s' (their SHA-256 differ)", original)
-    return _verify(network.program, saved_members(document), read_onnx(pruned), check or Verify(seed=seed), dtype)
+    return verify_program(
+        network.program, saved_members(document), read_onnx(pruned), check or Verify(seed=seed), dtype
+    )
 
 
-def _verify(program: Program, members: Sequence[PlanMember], pruned: ir.Model, check: Verify, dtype: str) -> Verdict:
+def verify_program(
+    program: Program, members: Sequence[PlanMember], pruned: ir.Model, check: Verify, dtype: str
+) -> Verdict:
+    """Run ``check`` on ONNX Runtime, or in float64 on the reference implementation."""
     if dtype == "float64":
         from graphprune.backends.reference import run_float64
 
@@ -316,216 +245,16 @@ def _is_module(source: Any) -> bool:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Every step of the work goes through here: its name and its seconds are noted."""
     start = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - start
     _log.debug("%s: %.3f s", step, seconds[step])
 
 
-def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[Target]:
-    """The targets as data; what can be known to be wrong before a network is read is said here.
-
-    Raises:
-        UsageError: no target and no plan, or both; a target that makes no sense; a folder that cannot be written.
-    """
-    asked: tuple[tuple[str | None, Quantity], ...] = (
-        (options.target_params, "params"),
-        (options.target_macs, "macs"),
-    )
-    targets = [Target.parse(text, quantity) for text, quantity in asked if text is not None]
-    if not targets and options.plan is None:
-        raise UsageError("say what to reach: --target-params 0.5x, --target-macs 0.7x, or --plan FILE to replay a plan")
-    if targets and options.plan is not None:
-        raise UsageError("a plan that is replayed (--plan) takes no target; leave one of them out")
-    folder = Path(out)
-    made = _missing(folder)
-    output_folder(folder)
-    _remove_empty(made)
-    for name in _ARTEFACTS:
-        if (folder / name).is_dir():
-            raise UsageError(f"cannot write '{folder / name}': it is a folder; choose another output folder")
-    return targets
-
-
-_ARTEFACTS = ("model.onnx", "model.onnx.data", "source.onnx", "source.onnx.data", "plan.json", "manifest.json")
-
-
-def _missing(folder: Path) -> list[Path]:
-    """The folder and those above it that are not there yet, the innermost first."""
-    return [one for one in (folder, *folder.parents) if not one.exists()]
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    with suppress(OSError):  # somebody else has put something there
-        for one in folders:
-            one.rmdir()
-
-
-class _Export:
-    def __init__(self, network: Network, out: Path, options: ExportOptions) -> None:
-        self.network = network
-        self.options = options
-        self.targets = check_targets(options, out)
-        self.out = Path(out)
-        self.seconds: dict[str, float] = {}
-        self._spare_the_source()
-
-    def run(self) -> ExportResult:
-        """All steps; files appear in the folder only when everything held."""
-        made = _missing(self.out)
-        staging = Path(tempfile.mkdtemp(prefix=".graphprune-", dir=output_folder(self.out)))
-        try:
-            return self._run(staging)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            _remove_empty(made)  # stays where something was written
-
-    def _spare_the_source(self) -> None:
-        source = self.network.source
-        if source is None:
-            return
-        files = [source, *(source.parent / name for name in external_locations(self.network.program.model))]
-        for name in _ARTEFACTS:
-            for one in files:
-                target = self.out / name
-                if target.exists() and one.exists() and os.path.samefile(target, one):
-                    raise UsageError(f"'{target}' would overwrite the source; choose another output folder")
-
-    def _run(self, staging: Path) -> ExportResult:
-        network, options = self.network, self.options
-        allocation, plan, notes = self._plan()
-        keep = keep_of(plan, network.grouping)
-        source = self._source(staging)
-        document = plan_document(plan, network.grouping, source["sha256"])
-        with _timed(self.seconds, "shrink"):
-            # A source that keeps its data beside it gets such an artefact: it can be run without being read as a whole.
-            external = True if external_locations(network.program.model) else None
-            written = write_onnx(Shrink(keep)(network.grouping), staging / "model.onnx", external=external)
-            release(network.program.model)
-        (staging / "plan.json").write_bytes(write_plan(document))
-        inexact = [one.id for one in network.grouping.groups if one.id in keep and not one.exact]
-        verdict = self._verified(staging, members_of(network.grouping, keep), inexact)
-        comparison = None
-        if options.measure is not None:
-            with _timed(self.seconds, "measure"):
-                result = measure(source["path"], staging / "model.onnx", network.program.examples, options.measure)
-            assert isinstance(result, Comparison)
-            comparison = result
-        original = {"params": network.cost.params({}), "macs": network.cost.macs({})}
-        reached = {"params": network.cost.params(keep), "macs": network.cost.macs(keep)}
-        asked: dict[str, int] = dict(allocation.asked.items()) if allocation is not None else {}
-        manifest = manifest_document(
-            network=network,
-            options=options,
-            plan=document,
-            source=source["files"],
-            artefact=sha256_of(staging / "model.onnx", [p.name for p in written[:-1]]),
-            original=original,
-            asked=asked,
-            reached=reached,
-            verdict=verdict,
-            comparison=comparison,
-            notes=notes,
-            seconds={**network.seconds, **self.seconds},
-        )
-        (staging / "manifest.json").write_bytes(to_bytes(manifest))
-        names = [*(path.name for path in written), "plan.json", "manifest.json"]
-        if options.keep_source and network.source is None:
-            names += [Path(name).name for name in source["files"]]
-        for name in names:  # the manifest last: where it is, everything is
-            os.replace(staging / name, self.out / name)
-        return ExportResult(
-            self.out,
-            self.out / "model.onnx",
-            self.out / "plan.json",
-            self.out / "manifest.json",
-            plan,
-            original,
-            reached,
-            asked,
-            verdict,
-            comparison,
-            notes,
-            manifest,
-        )
-
-    def _plan(self) -> tuple[Allocation | None, Plan, tuple[str, ...]]:
-        network, options = self.network, self.options
-        grouping = network.grouping
-        if options.plan is not None:
-            saved = replay(read_plan(options.plan), grouping)
-            idle = "the plan removes nothing: the artefact computes what the source computes"
-            return None, saved, () if saved.kept else (idle,)
-        chosen = Selection(options.include, options.exclude, options.stat)(grouping, network.program.parameter_names)
-        if not chosen:
-            raise NothingPrunableError(_why_nothing(grouping, options.stat))
-        extra = {"seed": options.seed} if options.criterion == "random" else {}
-        ranking = criterion(options.criterion, **{**extra, **options.criterion_options})
-        with _timed(self.seconds, "score"):
-            scores = score_groups(ranking, chosen, network.program.tensor, scales=grouping.scales)
-            release(network.program.model)
-        with _timed(self.seconds, "allocate"):
-            method = allocator(options.allocation, floor=options.floor, align=options.align)
-            allocation = method.allocate(chosen, scores, network.cost, self.targets)
-        return allocation, allocation.plan, (*scores.notes, *allocation.notes)
-
-    def _source(self, staging: Path) -> dict[str, Any]:
-        """The file that the plan speaks of: the user's, or the traced network written out."""
-        path = self.network.source
-        if path is None:
-            written = write_onnx(self.network.program.model, staging / "source.onnx")
-            files = sha256_of(staging / "source.onnx", [p.name for p in written[:-1]])
-            return {"path": staging / "source.onnx", "sha256": files["source.onnx"], "files": files}
-        files = sha256_of(path, external_locations(self.network.program.model))
-        return {"path": path, "sha256": files[path.name], "files": files}
-
-    def _verified(self, staging: Path, members: Sequence[PlanMember], inexact: Sequence[str]) -> Verdict | None:
-        from graphprune.frontends.onnx import read_onnx
-
-        options = self.options
-        check = Verify(options.samples, options.atol, options.rtol, options.seed)
-        advice = "Nothing was written. Please report this network; --exclude can leave the part out"
-        with _timed(self.seconds, "verify"):
-            try:
-                pruned = read_onnx(staging / "model.onnx")
-                if not options.verify:
-                    return None
-                verdict = _verify(self.network.program, members, pruned, check, options.verify_dtype)
-            except InputError as error:
-                said = _IN_MEMORY.sub("the cut or the masked network", str(error)).replace(f"{staging}{os.sep}", "")
-                raise VerificationError(
-                    f"the cut network cannot be held against its original: {said}. {advice}"
-                ) from error
-        if not verdict.passed:
-            if inexact:
-                advice = (
-                    f"{len(inexact)} of the groups cut are inexact ({', '.join(inexact[:3])}: a statistic is computed "
-                    "over them), so this was to be expected: --no-verify writes the network as it is. Nothing was "
-                    "written"
-                )
-            raise VerificationError(
-                f"the cut network differs from its masked original by {verdict.max_rel:.2e} relative "
-                f"({verdict.max_abs:.2e} absolute) in {verdict.worst!r}; accepted are {verdict.rtol:g} relative "
-                f"and {verdict.atol:g} absolute. {advice}"
-            )
-        return verdict
-
-
-def _why_nothing(grouping: Grouping, stat: bool) -> str:
-    if not grouping.groups:
-        return f"nothing can be pruned: {_no_groups(grouping)}"
-    inexact = sum(not one.exact for one in grouping.groups)
-    if inexact == len(grouping.groups) and not stat:
-        return (
-            f"nothing can be pruned exactly: the network has {inexact} inexact group(s) alone (a statistic, such as a "
-            "LayerNorm's, is computed over them); --stat --no-verify cuts them all the same"
-        )
-    more = f", and {inexact} inexact group(s) are left out without --stat" if inexact and not stat else ""
-    return f"no group is left to prune: --include and --exclude leave none{more}"
-
-
-def _no_groups(grouping: Grouping) -> str:
+def no_groups(grouping: Grouping) -> str:
+    """Why a network has no group at all: the commonest refusals."""
     reasons = Counter(str(refusal) for refusal in grouping.coupling.refusals)
     if not reasons:
         return "every axis of its weights reaches an input or an output"

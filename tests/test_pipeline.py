@@ -24,8 +24,8 @@ from onnx import helper, numpy_helper
 
 import graphprune
 from graphprune.errors import InputError, NothingPrunableError, TargetError, UsageError, VerificationError
+from graphprune.export import ExportOptions, ExportResult
 from graphprune.passes.shrink import Shrink
-from graphprune.pipeline import ExportOptions, ExportResult
 
 TARGETS = ({"target_params": "0.5x"}, {"target_macs": "0.7x"})
 
@@ -493,7 +493,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("graphprune.pipeline._verify", stop)
+    monkeypatch.setattr("graphprune.export.verify_program", stop)
     with pytest.raises(KeyboardInterrupt):
         export(source, tmp_path / "a" / "b", target_params="0.5x")
     assert os.listdir(tmp_path) == ["source.onnx"]

@@ -96,8 +96,9 @@ def command(
     Exit codes: 0 done; 2 usage or unreadable input; 3 target cannot be met; 4 verification failed; 6 nothing prunable.
     """
     from graphprune.backends.base import BackendOptions
+    from graphprune.export import ExportOptions, check_targets
     from graphprune.latency.measure import MeasureOptions
-    from graphprune.pipeline import ExportOptions, check_targets, load
+    from graphprune.pipeline import load
     from graphprune.report.tables import console, export_report
 
     timing = MeasureOptions(

@@ -17,7 +17,8 @@ from graphprune.passes.verify import Verdict
 
 if TYPE_CHECKING:
     from graphprune.coupling.groups import Group
-    from graphprune.pipeline import Analysis, ExportOptions, Network
+    from graphprune.export import ExportOptions
+    from graphprune.pipeline import Analysis, Network
 
 __all__ = ["analysis_document", "manifest_document", "to_bytes"]
 

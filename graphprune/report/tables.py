@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from graphprune.coupling.explain import AxisReport
     from graphprune.coupling.groups import Group
+    from graphprune.export import ExportResult
     from graphprune.latency.measure import Comparison, Measurement
     from graphprune.passes.verify import Verdict
-    from graphprune.pipeline import Analysis, ExportResult
+    from graphprune.pipeline import Analysis
 
 __all__ = [
     "analysis_report",
