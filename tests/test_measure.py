@@ -1,4 +1,4 @@
-"""Backends and measuring: error texts, the statistics on simulated samples, and the round trip through the worker."""
+"""Measuring: the statistics on simulated samples, and the round trip through the worker."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphprune.backends import BackendOptions, backend_names, get_backend, survey
-from graphprune.backends import base as backends_base
-from graphprune.backends.onnxruntime import OnnxRuntimeBackend, _plain, run_model
+from graphprune.backends import BackendOptions
 from graphprune.errors import GraphpruneError, InputError, NoiseError, UsageError
 from graphprune.latency import measure as measuring
 from graphprune.latency import statistics, worker
@@ -52,168 +50,6 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.onnx"
     onnx.save(network(), path)
     return path
-
-
-# ---- the plain runner ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [{}, {"optimize": True, "prepack": True, "threads": 1}])
-def test_runner_gives_named_outputs(model: Path, options: dict[str, object]) -> None:
-    for given in (model, model.read_bytes()):
-        result = run_model(given, feeds(), ["y"], **options)  # type: ignore[arg-type]
-        np.testing.assert_allclose(result["y"], feeds()["x"] * 2)
-
-
-def test_runner_finds_external_data_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "sub" / "external.onnx"
-    path.parent.mkdir()
-    onnx.save(network(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    monkeypatch.chdir(tmp_path)
-    np.testing.assert_allclose(run_model(Path("sub/external.onnx"), feeds())["y"], feeds()["x"] * 2)
-    (path.parent / "weights.bin").unlink()
-    with pytest.raises(InputError, match=r"external\.onnx: .*External data path does not exist"):
-        run_model(path, feeds())
-
-
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        (b"not a model at all", "this is not a whole ONNX file"),
-        (b"", "this is not a whole ONNX file"),
-        (
-            network(opset=99).SerializeToString(),
-            r"it uses opset 99 of ai\.onnx, .* does not accept \(up to \d+\); export",
-        ),
-        (network(ir_version=99).SerializeToString(), r"it has IR version 99, .* does not accept \(up to \d+\)"),
-        (network("Foo").SerializeToString(), "No Op registered for Foo with domain_version of 20"),
-        (network("Reshape").SerializeToString(), r"Name:'node0' .*Input shape:\{2,8\}, requested shape:\{3,5\}"),
-    ],
-)
-def test_runner_failures_are_one_clear_line(given: bytes, text: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match=text) as caught:
-        run_model(given, feeds())
-    message = str(caught.value)
-    assert message.startswith("model in memory (")
-    assert "\n" not in message
-    assert not any(noise in message for noise in ("onnxruntime::", ".cc:", ".h:", "ONNXRuntimeError"))
-    assert caught.value.__cause__ is not None
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "text"),
-    [
-        ({}, r"no value given for input 'x' \(float32\[N,8\]\)"),
-        ({"x": np.zeros((2, 8))}, r"input 'x' takes float32\[N,8\], but float64\[2,8\] was given"),
-        ({"x": np.zeros((2, 7), np.float32)}, r"input 'x' takes float32\[N,8\], but float32\[2,7\] was given"),
-        ({"x": np.zeros(8, np.float32)}, r"input 'x' takes float32\[N,8\], but float32\[8\] was given"),
-        ({**feeds(), "z": np.zeros(1)}, "there is no input 'z'; it has 'x'"),
-    ],
-)
-def test_wrong_feeds(model: Path, wrong: dict[str, np.ndarray], text: str) -> None:
-    with pytest.raises(InputError, match=text):
-        run_model(model, wrong)
-
-
-def test_unknown_output_and_missing_file(model: Path) -> None:
-    with pytest.raises(UsageError, match=r"there is no output 'yy'; did you mean 'y'\?"):
-        run_model(model, feeds(), ["yy"])
-    with pytest.raises(InputError, match=r"none\.onnx: there is no such file"):
-        run_model(model.with_name("none.onnx"), feeds())
-
-
-@pytest.mark.parametrize(
-    ("raw", "plain"),
-    [
-        ("[ONNXRuntimeError] : 1 : FAIL : /s/m.cc:25 ns::M::M(const a<b, c(d)>&, int) Bad size\n", "Bad size."),
-        ("Status: /s/k.h:3 void ns::K::f(int) const [with T = float] 2 != 3", "Status: 2 != 3."),
-        ("Error: tensorprotoutils.cc:461 CheckPath no file (yet)", "Error: no file (yet)."),
-        ("Got 2\n Expected 1", "Got 2 Expected 1."),
-    ],
-)
-def test_messages_lose_their_source_locations(raw: str, plain: str) -> None:
-    assert _plain(raw) == plain
-
-
-# ---- backends ------------------------------------------------------------------------------------------------------
-
-
-def test_onnxruntime_backend(model: Path) -> None:
-    backend = get_backend("onnxruntime")
-    there = backend.available()
-    assert there.usable
-    assert "CPUExecutionProvider" in there.providers
-    session = backend.load(model, BackendOptions(threads=1))
-    assert (session.inputs, session.outputs) == (("x",), ("y",))
-    np.testing.assert_allclose(session.run(feeds())["y"], feeds()["x"] * 2)
-    session.prepare(feeds())()
-    print_ = backend.fingerprint(BackendOptions(threads=3, spinning=False))
-    assert (print_["threads"], print_["spinning"], print_["version"]) == (3, False, there.version)
-    assert {"backend", "device", "providers", "precision"} <= set(print_)
-    assert json.loads(json.dumps(print_)) == print_
-
-
-def test_unknown_provider_names_those_that_exist(model: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"no execution provider 'FooProvider' here; available: .*CPUExecutionProvider"
-    ):
-        get_backend("onnxruntime").load(model, BackendOptions(providers=("FooProvider",)))
-
-
-def test_a_provider_that_takes_no_node_is_refused(model: Path) -> None:
-    backend = OnnxRuntimeBackend()
-    if "AzureExecutionProvider" not in backend.available().providers:
-        pytest.skip("this onnxruntime has no provider that takes no node")
-    with pytest.raises(UsageError, match=r"does not run it on AzureExecutionProvider .*1 on CPUExecutionProvider"):
-        backend.load(model, BackendOptions(providers=("AzureExecutionProvider",)))
-
-
-def test_backends_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Entry:
-        def __init__(self, name: str, value: object) -> None:
-            self.name, self.value, self._found = name, f"package:{name}", value
-
-        def load(self) -> object:
-            if isinstance(self._found, Exception):
-                raise self._found
-            return self._found
-
-    own = OnnxRuntimeBackend()
-    entries = [Entry("own", lambda: own), Entry("broken", ImportError("no libfoo.so")), Entry("odd", 3)]
-    entries.append(Entry("onnxruntime", None))
-    monkeypatch.setattr(backends_base, "entry_points", lambda group: entries if group == "graphprune.backends" else [])
-    assert backend_names() == ("onnxruntime", "broken", "odd", "own")
-    assert get_backend("own") is own
-    assert isinstance(get_backend("onnxruntime"), OnnxRuntimeBackend)
-    with pytest.raises(UsageError, match=r"'broken' .* cannot be loaded: ImportError: no libfoo\.so"):
-        get_backend("broken")
-    with pytest.raises(UsageError, match=r"'odd' .* is no backend: it lacks name, available, load, fingerprint"):
-        get_backend("odd")
-    with pytest.raises(UsageError, match=r"unknown backend 'onnxruntim': did you mean 'onnxruntime'\?"):
-        get_backend("onnxruntim")
-    assert [(name, there.usable) for name, there in survey()] == [
-        *(("onnxruntime", True), ("broken", False), ("odd", False), ("own", True))
-    ]
-
-
-def test_cores_respect_siblings_and_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": f"{i % 4},{i % 4 + 4}" for i in range(8)}
-    monkeypatch.setattr(backends_base, "_allowed_cpus", lambda: set(range(8)))
-    monkeypatch.setattr(backends_base, "_read", lambda path: files.get(path, ""))
-    assert backends_base.physical_cores() == 4
-    files["/sys/fs/cgroup/cpu.max"] = "max 100000"
-    assert backends_base.physical_cores() == 4
-    files["/sys/fs/cgroup/cpu.max"] = "150000 100000"
-    assert backends_base.physical_cores() == 2
-    del files["/sys/fs/cgroup/cpu.max"]
-    files |= {"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}
-    assert backends_base.physical_cores() == 4
-
-
-@pytest.mark.parametrize("wrong", [{"threads": 0}, {"providers": ()}])
-def test_backend_options_are_checked(wrong: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match=next(iter(wrong))):
-        BackendOptions(**wrong)  # type: ignore[arg-type]
 
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
@@ -301,7 +137,7 @@ def test_warm_up_goes_on_until_it_is_steady_and_batches_short_runs(monkeypatch: 
 def test_blocks_hold_two_samples_of_each_model_in_both_orders() -> None:
     order: list[str] = []
     models = [worker._Timed(lambda name=name: order.append(name), 1, False, {}) for name in "AB"]  # type: ignore[misc]
-    a, b = worker._sample_two(models, 0.0, 20, seed=1)
+    a, b = worker._sample_in_turn(models, 0.0, 20, seed=1)
     assert len(a) == len(b) == 40
     assert {"".join(order[i : i + 4]) for i in range(0, 80, 4)} == {"ABBA", "BAAB"}
 

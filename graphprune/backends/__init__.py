@@ -6,10 +6,22 @@ from graphprune.backends.base import (
     Availability,
     Backend,
     BackendOptions,
+    Build,
+    LayerTime,
     Session,
     backend_names,
     get_backend,
     survey,
 )
 
-__all__ = ["Availability", "Backend", "BackendOptions", "Session", "backend_names", "get_backend", "survey"]
+__all__ = [
+    "Availability",
+    "Backend",
+    "BackendOptions",
+    "Build",
+    "LayerTime",
+    "Session",
+    "backend_names",
+    "get_backend",
+    "survey",
+]

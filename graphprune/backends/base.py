@@ -6,6 +6,7 @@ name, its object a :class:`Backend` or a function without arguments that returns
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import platform
@@ -27,6 +28,8 @@ __all__ = [
     "Availability",
     "Backend",
     "BackendOptions",
+    "Build",
+    "LayerTime",
     "Session",
     "backend_names",
     "get_backend",
@@ -36,7 +39,13 @@ __all__ = [
 ]
 
 ENTRY_POINTS = "graphprune.backends"
-_BUILT_IN = ("onnxruntime",)
+# name -> module, class
+_BUILT_IN = {
+    "onnxruntime": ("graphprune.backends.onnxruntime", "OnnxRuntimeBackend"),
+    "openvino": ("graphprune.backends.openvino", "OpenVinoBackend"),
+    "tensorrt": ("graphprune.backends.tensorrt", "TensorRTBackend"),
+}
+_PARTS = ("name", "available", "load", "fingerprint")
 
 # Extensions that decide which kernels a CPU runtime takes; a virtual machine's model name alone does not tell them.
 _ISA = (
@@ -47,47 +56,114 @@ _ISA = (
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend can be used here.
+    """Whether a backend can be used here, and for what.
 
     Attributes:
-        usable: True when a model can be loaded and run now.
+        usable: True when it can build or run a model now.
         version: The runtime's version, where it could be found out.
-        reason: Why it cannot be used, and what would make it usable; empty when it can.
-        providers: The devices or execution providers that it offers here, in its own order of preference.
+        reason: Why it cannot be used (or only in part), and what would change that; empty when all of it can.
+        devices: The devices or execution providers that it offers here, in its own order of preference.
+        builds: Whether an artefact can be built here.
+        times: Whether a model can be run, and so timed, here.
     """
 
     usable: bool
     version: str | None = None
     reason: str = ""
-    providers: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    builds: bool = False
+    times: bool = False
 
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """How a network is run. Part of every fingerprint.
+    """How a network is built and run. Part of every fingerprint.
 
     Attributes:
         threads: Threads inside one operator; None: as many as physical cores may be used by this process.
-        providers: Execution providers in the order of preference, by the backend's own names.
+        providers: Execution providers or devices in the order of preference, by the backend's own names; none: the
+            backend's default.
         spinning: Whether idle threads of the pool may wait actively for work, which most runtimes do by default.
+        settings: The backend's own options as (name, value), such as options of a provider. A backend refuses those
+            that it does not know.
+        affinity: Logical CPUs that the process is bound to while it measures; none: as it was started.
 
     Raises:
-        UsageError: threads below 1, or no provider.
+        UsageError: threads below 1, a setting given twice, or a negative CPU.
     """
 
     threads: int | None = None
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[str, ...] = ()
     spinning: bool = True
+    settings: tuple[tuple[str, str], ...] = ()
+    affinity: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads={self.threads}: give 1 or more, or leave it out for one per physical core.")
-        if not self.providers:
-            raise UsageError("providers is empty: give at least one execution provider, e.g. CPUExecutionProvider.")
+        names = [name for name, _ in self.settings]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(f"settings: {twice[0]!r} is given twice; give it once.")
+        if any(cpu < 0 for cpu in self.affinity):
+            raise UsageError(f"affinity={self.affinity}: CPUs are counted from 0.")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BackendOptions:
+        """The options that :meth:`to_json` wrote."""
+        return cls(
+            threads=data["threads"],
+            providers=tuple(data["providers"]),
+            spinning=data["spinning"],
+            settings=tuple((name, value) for name, value in data["settings"]),
+            affinity=tuple(data["affinity"]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, in JSON types."""
+        return {
+            "threads": self.threads,
+            "providers": list(self.providers),
+            "spinning": self.spinning,
+            "settings": [list(pair) for pair in self.settings],
+            "affinity": list(self.affinity),
+        }
 
     def thread_count(self) -> int:
         """The number of threads that is really used."""
         return self.threads if self.threads is not None else physical_cores()
+
+
+@dataclass(frozen=True)
+class Build:
+    """An artefact that a backend built.
+
+    Attributes:
+        files: What was written, the artefact itself first; all inside the folder that was given. Empty where the
+            backend runs the ONNX file as it is.
+        seconds: Wall time of the build.
+        facts: What is worth telling about it, in JSON types.
+    """
+
+    files: tuple[Path, ...]
+    seconds: float
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Time that one layer of the built network takes within a whole inference.
+
+    Attributes:
+        name: The runtime's own name of the layer.
+        kind: The runtime's own word for what it is, such as ``FusedConv``.
+        nodes: Names of the ONNX nodes that it computes, in the file's order, as far as the runtime tells.
+        ns: Nanoseconds in one inference, without those of layers inside it; median over the runs.
+    """
+
+    name: str
+    kind: str
+    nodes: tuple[str, ...]
+    ns: float
 
 
 class Session(Protocol):
@@ -127,6 +203,15 @@ class Backend(Protocol):
         """Whether it can be used here. Never raises."""
         ...
 
+    def build(self, model: Path, folder: Path, options: BackendOptions) -> Build:
+        """Builds the artefact of an ONNX file that is deployed with this runtime, and writes it into ``folder``.
+
+        Raises:
+            InputError: the file cannot be read, or the backend cannot build it.
+            UsageError: an option that the backend does not have.
+        """
+        ...
+
     def load(self, path: Path, options: BackendOptions) -> Session:
         """Builds an ONNX file (external data are looked for beside it) with the backend's own optimisations on.
 
@@ -143,23 +228,38 @@ class Backend(Protocol):
         """
         ...
 
+    def profile(
+        self, path: Path, feeds: Mapping[str, np.ndarray], options: BackendOptions, runs: int
+    ) -> tuple[LayerTime, ...]:
+        """Times every layer of the built network over ``runs`` inferences on ``feeds``, after a warm-up.
+
+        Layers stand in the order in which they run. Being watched costs time: the sum is not the latency.
+
+        Raises:
+            InputError: the file cannot be read, built or run on the feeds.
+            UsageError: an option that the backend does not have, or ``runs`` below 1.
+        """
+        ...
+
 
 def backend_names() -> tuple[str, ...]:
     """Every name that :func:`get_backend` takes: the built-in ones first, then those of installed packages."""
     found = {entry.name for entry in entry_points(group=ENTRY_POINTS)}
-    return (*_BUILT_IN, *sorted(found - set(_BUILT_IN)))
+    return (*_BUILT_IN, *sorted(found - _BUILT_IN.keys()))
 
 
 def get_backend(name: str) -> Backend:
     """The backend of that name. A built-in backend is never replaced by an installed package's.
 
+    An installed package's backend that lacks ``build`` or ``profile`` gets one that says so when it is called.
+
     Raises:
         UsageError: no such backend, or the package that declares it cannot be imported.
     """
-    if name == "onnxruntime":
-        from graphprune.backends.onnxruntime import OnnxRuntimeBackend
-
-        return OnnxRuntimeBackend()
+    if name in _BUILT_IN:
+        module, attribute = _BUILT_IN[name]
+        built_in: Backend = getattr(importlib.import_module(module), attribute)()
+        return built_in
     for entry in entry_points(group=ENTRY_POINTS):
         if entry.name == name:
             return _load_entry(entry)
@@ -184,7 +284,7 @@ def _load_entry(entry: EntryPoint) -> Backend:
     try:
         found = entry.load()
         backend: Backend = found() if callable(found) else found
-        missing = [part for part in ("name", "available", "load", "fingerprint") if not hasattr(backend, part)]
+        missing = [part for part in _PARTS if not hasattr(backend, part)]
     except Exception as error:  # a plug-in may fail in any way, and must not take the others with it
         raise UsageError(
             f"backend {entry.name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}. "
@@ -192,7 +292,31 @@ def _load_entry(entry: EntryPoint) -> Backend:
         ) from error
     if missing:
         raise UsageError(f"backend {entry.name!r} ({entry.value}) is no backend: it lacks {', '.join(missing)}.")
-    return backend
+    return backend if hasattr(backend, "build") and hasattr(backend, "profile") else _Partial(backend, entry)
+
+
+class _Partial:
+    """A plug-in's backend without ``build`` or ``profile``: what it lacks is refused in words."""
+
+    def __init__(self, backend: Backend, entry: EntryPoint) -> None:
+        self._backend = backend
+        self._label = f"backend {entry.name!r} ({entry.value})"
+        self.name = backend.name
+        self.available = backend.available
+        self.load = backend.load
+        self.fingerprint = backend.fingerprint
+
+    def build(self, model: Path, folder: Path, options: BackendOptions) -> Build:
+        if not hasattr(self._backend, "build"):
+            raise UsageError(f"{self._label} cannot build an artefact: it has no build(); it can only run ONNX files.")
+        return self._backend.build(model, folder, options)
+
+    def profile(
+        self, path: Path, feeds: Mapping[str, np.ndarray], options: BackendOptions, runs: int
+    ) -> tuple[LayerTime, ...]:
+        if not hasattr(self._backend, "profile"):
+            raise UsageError(f"{self._label} cannot time single layers: it has no profile(); time whole networks.")
+        return self._backend.profile(path, feeds, options, runs)
 
 
 def physical_cores() -> int:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from graphprune.backends.base import Availability, BackendOptions, machine
-from graphprune.errors import InputError, UsageError
+from graphprune.backends.base import Availability, BackendOptions, Build, LayerTime, machine
+from graphprune.backends.memory import bounded_memory
+from graphprune.backends.ort_messages import load_message, plain
+from graphprune.backends.ort_options import CPU, check_engines, check_placement, split_settings
+from graphprune.errors import InputError, RunTimeoutError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["OnnxRuntimeBackend", "OrtSession", "open_session", "run_model"]
 
-_CPU = "CPUExecutionProvider"
+#: Seconds after which one run is ended: far above what any network takes for an example, so a loop has no end.
+RUN_SECONDS = 600.0
+_GRACE = 10.0  # seconds for the node that is being computed
+
+# Providers of NVIDIA's GPUs: inputs and outputs stay in the device's memory while they are timed.
+_ON_CUDA = ("NvTensorRTRTXExecutionProvider", "TensorrtExecutionProvider", "CUDAExecutionProvider")
+_PROFILE_WARM_UPS = 3
 _NUMPY_TYPES = {
     **{f"tensor({name})": name for name in ("float16", "int8", "int16", "int32", "int64", "bool")},
     **{f"tensor({name})": name for name in ("uint8", "uint16", "uint32", "uint64")},
@@ -28,11 +38,15 @@ _NUMPY_TYPES = {
 
 
 class OrtSession:
-    """A network loaded by ONNX Runtime. ``label`` names it in messages."""
+    """A network loaded by ONNX Runtime. ``label`` names it in messages; ``held`` must live as long as the session."""
 
-    def __init__(self, session: Any, label: str) -> None:
+    def __init__(
+        self, session: Any, label: str, device: tuple[str, int] | None = None, held: object | None = None
+    ) -> None:
         self._session = session
         self._label = label
+        self._held = held
+        self._device = device  # type and number of the device whose memory inputs and outputs are bound to
         self._inputs = {spec.name: spec for spec in session.get_inputs()}
         self._outputs = {spec.name: spec for spec in session.get_outputs()}
 
@@ -51,6 +65,7 @@ class OrtSession:
 
         Raises:
             InputError: feeds missing, unknown or of a wrong type or shape; an operator fails; an output is no tensor.
+            RunTimeoutError: it took more than ``RUN_SECONDS``.
             UsageError: an output that the model does not have.
         """
         names = list(self._outputs) if outputs is None else list(outputs)
@@ -65,19 +80,67 @@ class OrtSession:
         return dict(zip(names, values, strict=True))
 
     def prepare(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """One whole inference as users call it, ``InferenceSession.run``; the feeds are checked by a first run."""
+        """One whole inference as users call it, ``InferenceSession.run``; the feeds are checked by a first run.
+
+        On a GPU inputs and outputs are bound to its memory once, and the runs wait for it to finish.
+        """
         self._check(feeds)
         given = dict(feeds)
         self._run(None, given)
-        return partial(self._session.run, None, given)
+        return partial(self._session.run, None, given) if self._device is None else self._bound(given, self._device)
+
+    def _bound(self, feeds: Mapping[str, np.ndarray], device: tuple[str, int]) -> Callable[[], object]:
+        import onnxruntime
+
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value, *device))
+        for name in self._outputs:
+            binding.bind_output(name, *device)
+
+        def run() -> None:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return run
+
+    def end_profiling(self) -> Path:
+        """Ends the trace of a session that writes one, and says where it is."""
+        return Path(self._session.end_profiling())
 
     def _run(self, names: list[str] | None, feeds: dict[str, np.ndarray]) -> list[Any]:
-        try:
-            values: list[Any] = self._session.run(names, feeds)
-        except MemoryError:
-            raise
-        except Exception as error:  # the runtime's exceptions have no common base but Exception
-            raise InputError(f"{self._label}: onnxruntime cannot run it: {_plain(str(error))}") from error
+        """In a thread of its own, so that an endless loop can be ended and Ctrl-C is heard while it runs."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        answers: list[Any] = []
+
+        def work() -> None:
+            try:
+                answers.append(self._session.run(names, feeds, options))
+            except BaseException as error:
+                answers.append(error)
+
+        thread = Thread(target=work, daemon=True)
+        with bounded_memory():
+            thread.start()
+            try:
+                thread.join(RUN_SECONDS)
+                late = thread.is_alive()
+            finally:
+                options.terminate = True  # heard before the next node, within loops too
+                thread.join(_GRACE)
+        if late:
+            raise RunTimeoutError(
+                f"{self._label}: one run did not end within {RUN_SECONDS:g} s; a loop in it may have no end, or the "
+                "example inputs are too large (--input-shapes)"
+            )
+        answer = answers[0]
+        if isinstance(answer, MemoryError) or (isinstance(answer, BaseException) and not isinstance(answer, Exception)):
+            raise answer
+        if isinstance(answer, Exception):  # the runtime's exceptions have no common base but Exception
+            raise InputError(f"{self._label}: onnxruntime cannot run it: {plain(str(answer))}") from answer
+        values: list[Any] = answer
         return values
 
     def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
@@ -115,35 +178,38 @@ class OnnxRuntimeBackend:
         except Exception as error:  # a broken shared library raises more than ImportError
             reason = f"onnxruntime cannot be imported ({error}); install it with: pip install onnxruntime"
             return Availability(usable=False, reason=reason)
-        return Availability(True, onnxruntime.__version__, providers=tuple(onnxruntime.get_available_providers()))
+        devices = tuple(onnxruntime.get_available_providers())
+        reason = "" if set(devices) & set(_ON_CUDA) else "no NVIDIA GPU; for one: pip install onnxruntime-gpu"
+        return Availability(True, onnxruntime.__version__, reason, devices, builds=True, times=True)
+
+    def build(self, model: Path, folder: Path, options: BackendOptions) -> Build:
+        """Writes nothing: the ONNX file is what ONNX Runtime runs. The session is built, so that errors show.
+
+        Raises:
+            InputError: the file cannot be read or built.
+            UsageError: a provider or setting that this onnxruntime lacks, or a provider that took no node.
+        """
+        start = time.perf_counter()
+        self.load(model, options)
+        seconds = time.perf_counter() - start
+        return Build(files=(), seconds=seconds, facts={"artefact": "the ONNX file itself", "seconds are of": "loading"})
 
     def load(self, path: Path, options: BackendOptions) -> OrtSession:
         """Loads with all graph optimisations, one thread between operators, and exactly the providers asked for.
 
         Raises:
             InputError: the file cannot be read or built.
-            UsageError: a provider that this onnxruntime lacks, or that took no node of the model.
+            UsageError: a provider or setting that this onnxruntime lacks, a provider that took no node of the model,
+                or nodes that would run on the CPU though it is not among the providers asked for.
         """
-        import onnxruntime
-
-        self._check_providers(options.providers)
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 4  # errors are raised; onnxruntime would print them a second time, in colour
-        settings.intra_op_num_threads = options.thread_count()
-        settings.inter_op_num_threads = 1
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
-        if options.providers != (_CPU,):
-            settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        session = _create(path, settings, options.providers)
-        label = str(path)
-        _check_placement(session, label, options.providers)
-        return OrtSession(session, label)
+        return self._open(path, options, self._session_options(options))
 
     def fingerprint(self, options: BackendOptions) -> dict[str, Any]:
         """See :meth:`graphprune.backends.base.Backend.fingerprint`."""
         import onnxruntime
 
-        self._check_providers(options.providers)
+        providers = self._providers(options)
+        split_settings(options, providers)
         return {
             "backend": self.name,
             "version": onnxruntime.__version__,
@@ -151,20 +217,77 @@ class OnnxRuntimeBackend:
             "threads": options.thread_count(),
             "inter_op_threads": 1,
             "spinning": options.spinning,
-            "providers": list(options.providers),
+            "affinity": list(options.affinity),
+            "providers": list(providers),
+            "settings": dict(options.settings),
             "precision": "as stored",  # the CPU provider computes in the types of the file
         }
 
-    def _check_providers(self, asked: tuple[str, ...]) -> None:
+    def profile(
+        self, path: Path, feeds: Mapping[str, np.ndarray], options: BackendOptions, runs: int
+    ) -> tuple[LayerTime, ...]:
+        """Times of single nodes by the session's own trace, in whole microseconds; see ``base.Backend.profile``."""
+        from graphprune.backends.ort_profile import OPTIMISED, layer_times
+
+        if runs < 1:
+            raise UsageError(f"runs={runs}: profile at least one run.")
+        with tempfile.TemporaryDirectory(prefix="graphprune-profile-") as name:
+            folder = Path(name)
+            settings = self._session_options(options)
+            settings.enable_profiling = True
+            settings.profile_file_prefix = str(folder / "trace")
+            if self._providers(options) == (CPU,):  # the only one whose rewritten graph can always be written
+                settings.optimized_model_filepath = str(folder / OPTIMISED)
+                settings.add_session_config_entry(
+                    "session.optimized_model_external_initializers_file_name", f"{OPTIMISED}.data"
+                )
+            session = self._open(path, options, settings)
+            run = session.prepare(feeds)
+            for _ in range(_PROFILE_WARM_UPS - 1 + runs):  # ``prepare`` did the first
+                run()
+            return layer_times(session.end_profiling(), path, _PROFILE_WARM_UPS)
+
+    def _open(self, path: Path, options: BackendOptions, settings: Any) -> OrtSession:
+        providers = self._providers(options)
+        _, of_provider = split_settings(options, providers)
+        check_engines(path, options)
+        session = _create(path, settings, providers, of_provider)
+        check_placement(session, str(path), providers)
+        device = ("cuda", int(of_provider.get("device_id", "0"))) if providers[0] in _ON_CUDA else None
+        return OrtSession(session, str(path), device)
+
+    def _session_options(self, options: BackendOptions) -> Any:
+        import onnxruntime
+
+        providers = self._providers(options)
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 4  # errors are raised; onnxruntime would print them a second time, in colour
+        settings.intra_op_num_threads = options.thread_count()
+        settings.inter_op_num_threads = 1
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
+        if 1 < options.thread_count() <= len(options.affinity):
+            # One CPU per thread, counted from 1; the calling thread is the pool's first and is not in the list.
+            pinned = options.affinity[1 : options.thread_count()]
+            entry = ";".join(str(cpu + 1) for cpu in pinned)
+            settings.add_session_config_entry("session.intra_op_thread_affinities", entry)
+        if providers != (CPU,):
+            settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        for name, value in split_settings(options, providers)[0].items():
+            settings.add_session_config_entry(name, value)
+        return settings
+
+    def _providers(self, options: BackendOptions) -> tuple[str, ...]:
+        """The providers asked for, or the CPU; UsageError for one that is not there."""
         import onnxruntime
 
         known = onnxruntime.get_available_providers()
-        for provider in asked:
+        for provider in options.providers:
             if provider not in known:
                 raise UsageError(
                     f"onnxruntime {onnxruntime.__version__} has no execution provider {provider!r} here; "
                     f"available: {', '.join(known)}."
                 )
+        return options.providers or (CPU,)
 
 
 def open_session(
@@ -174,10 +297,12 @@ def open_session(
     prepack: bool = False,
     threads: int | None = None,
     data_folder: Path | None = None,
+    initializers: Mapping[str, tuple[int, np.ndarray]] | None = None,
 ) -> OrtSession:
     """Loads a model on the CPU to look at its values, not at its speed: see :func:`run_model` for the arguments.
 
-    ``data_folder`` is where a model given as bytes finds its external data.
+    ``data_folder`` is where a model given as bytes finds its external data. ``initializers`` are arrays to be used,
+    where they are, instead of what is stored: name -> ONNX data type and array of unsigned integers of its width.
     """
     import onnxruntime
 
@@ -198,7 +323,13 @@ def open_session(
         settings.add_session_config_entry("session.disable_prepacking", "1")
     if data_folder is not None:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
-    return OrtSession(_create(model, settings, (_CPU,)), _label(model))
+    given = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, kind)
+        for name, (kind, array) in (initializers or {}).items()
+    }
+    for name, value in given.items():
+        settings.add_initializer(name, value)
+    return OrtSession(_create(model, settings, (CPU,), {}), _label(model), held=given)
 
 
 def run_model(
@@ -227,7 +358,7 @@ def run_model(
     return open_session(model, optimize=optimize, prepack=prepack, threads=threads).run(feeds, outputs)
 
 
-def _create(model: bytes | Path, settings: Any, providers: tuple[str, ...]) -> Any:
+def _create(model: bytes | Path, settings: Any, providers: tuple[str, ...], of_first: dict[str, str]) -> Any:
     import onnxruntime
 
     if isinstance(model, Path) and not model.is_file():
@@ -237,30 +368,16 @@ def _create(model: bytes | Path, settings: Any, providers: tuple[str, ...]) -> A
         return onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model),
             settings,
-            providers=list(providers),
+            providers=[(name, of_first if index == 0 else {}) for index, name in enumerate(providers)],
             enable_fallback=0,
         )
     except MemoryError:
         raise
     except Exception as error:
-        raise InputError(_load_message(_label(model), str(error), onnxruntime.__version__)) from error
-
-
-def _check_placement(session: Any, label: str, asked: tuple[str, ...]) -> None:
-    """Refuses a session whose first provider does no work: its time would be reported under the wrong device."""
-    used = session.get_providers()
-    placed: Counter[str] = Counter()
-    if asked != (_CPU,) and hasattr(session, "get_provider_graph_assignment_info"):
-        for part in session.get_provider_graph_assignment_info():
-            placed[part.ep_name] += len(part.get_nodes())
-    absent = [provider for provider in asked if provider not in used]
-    idle = placed and not placed[asked[0]]
-    if absent or idle:
-        where = ", ".join(f"{count} on {name}" for name, count in placed.most_common()) or ", ".join(used)
-        raise UsageError(
-            f"{label}: onnxruntime does not run it on {absent[0] if absent else asked[0]} (nodes placed: {where}); "
-            "ask for a provider that supports its operators."
-        )
+        if of_first and "provider option" in str(error):
+            given = ", ".join(f"{name}={value}" for name, value in of_first.items())
+            raise UsageError(f"{providers[0]} does not take these options ({given}): {plain(str(error))}") from error
+        raise InputError(load_message(_label(model), str(error), onnxruntime.__version__)) from error
 
 
 def _label(model: bytes | Path) -> str:
@@ -275,50 +392,3 @@ def _signature(spec: Any) -> str:
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
     near = get_close_matches(name, known, 1)
     return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(map(repr, list(known)[:8])) or 'none'}."
-
-
-_OPSET = re.compile(r"Opset (\d+) is under development.*support for domain (\S+) is till opset (\d+)", re.DOTALL)
-_IR = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
-_SOURCE = re.compile(r"\S*\.(?:h|hpp|cc|cpp|cxx|cu|cuh):\d+:? ")
-
-
-def _load_message(label: str, text: str, version: str) -> str:
-    if found := _OPSET.search(text):
-        opset, domain, limit = found.groups()
-        return (
-            f"{label}: it uses opset {opset} of {domain}, which onnxruntime {version} does not accept (up to {limit}); "
-            f"export it with opset {limit} or lower, or install a newer onnxruntime."
-        )
-    if found := _IR.search(text):
-        have, limit = found.groups()
-        return (
-            f"{label}: it has IR version {have}, which onnxruntime {version} does not accept (up to {limit}); "
-            f"save it with IR version {limit} or lower, or install a newer onnxruntime."
-        )
-    if "INVALID_PROTOBUF" in text or "No graph was found" in text:
-        return f"{label}: this is not a whole ONNX file (it is truncated, or something else); fetch or export it again."
-    return f"{label}: onnxruntime {version} cannot load it: {_plain(text)}"
-
-
-def _plain(text: str) -> str:
-    """The runtime's message on one line, without its error code and the C++ file, line and signature it came from."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    parts = _SOURCE.split(text)
-    kept = [parts[0], *(_drop_signature(part) for part in parts[1:])]
-    text = " ".join(" ".join(kept).split())
-    if len(text) > 600:
-        text = f"{text[:600]} ..."
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-def _drop_signature(text: str) -> str:
-    """Cuts ``ret ns::Class::method(args) const [with T = x]``, or a lone function name, off the beginning."""
-    start = text.find("(")
-    if start < 0 or "::" not in text[:start]:
-        return re.sub(r"^[A-Za-z_]\w* (?=\S)", "", text)
-    depth = 0
-    for position in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[position], 0)
-        if depth == 0:
-            return re.sub(r"^\s*(?:const)?\s*(?:\[with [^\]]*\])?\s*", "", text[position + 1 :])
-    return text

@@ -1,34 +1,37 @@
-"""Measures a network, or compares two: fresh processes, warm-up, interleaving, bootstrap interval, raw samples kept.
+"""Measures a network, or compares several: fresh processes, warm-up, interleaving, bootstrap interval, raw samples.
 
 The time is split over rounds, each a process of its own, because where a process lays its memory is drawn once and
 shifts every sample in it: one process found a recogniser 4.1 % faster than itself, with an interval 1.2 % wide.
 
-A comparison interleaves both networks in one process and judges each ABBA block by itself, so that a machine that gets
-slower or faster meanwhile does so for both. Idle threads must not spin then: the pool of the network that waits would
-take the cores of the one that runs. On two cores, two equal recognisers with spinning pools took 42 ms instead of
-21 ms each; a pool that only spins while it runs keeps that for a quiet machine but gave ratios of 2.06 +- 0.03 between
-equal networks under an outside load. What comparisons give up for it is in the fingerprint (``spinning``).
+A comparison interleaves the networks in one process and judges each block (ABBA, ABCCBA) by itself, so that a machine
+that gets slower or faster meanwhile does so for all. Idle threads must not spin then: the pool of the network that
+waits would take the cores of the one that runs. On two cores, two equal recognisers with spinning pools took 42 ms
+instead of 21 ms each; a pool that only spins while it runs keeps that for a quiet machine but gave ratios of
+2.06 +- 0.03 between equal networks under an outside load. What comparisons give up for it is in the fingerprint
+(``spinning``).
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphprune import progress
 from graphprune.backends.base import BackendOptions
-from graphprune.errors import NoiseError, UsageError
+from graphprune.errors import UsageError
 from graphprune.latency.process import run_worker
+from graphprune.latency.results import Comparison, Measurement, Noise, WarmUp
 
 if TYPE_CHECKING:
     import numpy as np
 
     from graphprune.latency.statistics import Estimate
 
-__all__ = ["Comparison", "MeasureOptions", "Measurement", "Noise", "WarmUp", "measure"]
+__all__ = ["Comparison", "MeasureOptions", "Measurement", "Noise", "WarmUp", "measure", "measure_in_turn"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class MeasureOptions:
     """How to measure.
 
     Attributes:
-        duration: Least seconds of timed work, of all rounds and both networks together, warm-up apart.
+        duration: Least seconds of timed work, of all rounds and networks together, warm-up apart.
         rounds: Processes that share the work. With one, the interval is blind to what differs between processes.
         min_iterations: Least samples of each network.
         warm_up_ms: Least milliseconds of warm-up of each network in each round, until two windows agree within 5 %.
@@ -47,7 +50,9 @@ class MeasureOptions:
         resamples: Bootstrap resamples.
         seed: Of the order of the blocks and of the bootstrap.
         backend: A name that :func:`graphprune.backends.get_backend` takes.
-        backend_options: Threads and providers. ``spinning`` holds for one network; comparisons turn it off.
+        backend_options: Threads, providers, affinity. ``spinning`` holds for one network; comparisons turn it off.
+        percentiles: Which percentiles to give where there are samples enough for them.
+        single_runs: Time every run by itself, however short: percentiles of short networks, but a coarser median.
         timeout: Seconds after which a round is ended as hanging; None: never.
 
     Raises:
@@ -66,6 +71,8 @@ class MeasureOptions:
     seed: int = 0
     backend: str = "onnxruntime"
     backend_options: BackendOptions = field(default_factory=BackendOptions)
+    percentiles: tuple[float, ...] = (90.0, 95.0, 99.0)
+    single_runs: bool = False
     timeout: float | None = None
 
     def __post_init__(self) -> None:
@@ -81,135 +88,10 @@ class MeasureOptions:
             raise UsageError(f"confidence={self.confidence}: give a share between 0.5 and 0.999, such as 0.95.")
         if self.max_width is not None and not self.max_width > 0:
             raise UsageError(f"max_width={self.max_width}: give a share above 0, such as 0.03, or leave it out.")
+        if not all(0 < level < 100 for level in self.percentiles):
+            raise UsageError(f"percentiles={self.percentiles}: give numbers between 0 and 100, such as 99.")
         if self.timeout is not None and not self.timeout > 0:
             raise UsageError(f"timeout={self.timeout}: give seconds above 0, or leave it out.")
-
-
-@dataclass(frozen=True)
-class WarmUp:
-    """The warm-up of one network: milliseconds and runs of all rounds together, and whether two successive windows
-    agreed before the cap in every round.
-    """
-
-    ms: float
-    runs: int
-    settled: bool
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What disturbed the machine while samples were taken; None where the system does not tell.
-
-    Attributes:
-        steal_share: Share of all processor time that the hypervisor gave to other machines.
-        other_cores: Cores that other processes kept busy, on average.
-        involuntary_switches: How often the scheduler took a core away from the measuring process.
-        load_average: Of one minute, before the measurement.
-    """
-
-    steal_share: float | None
-    other_cores: float | None
-    involuntary_switches: int | None
-    load_average: float | None
-
-    def __str__(self) -> str:
-        parts = []
-        if self.other_cores is not None:
-            parts.append(f"other processes kept {self.other_cores:.1f} cores busy")
-        if self.steal_share is not None:
-            parts.append(f"{self.steal_share:.1%} of the time was stolen by the hypervisor")
-        if self.involuntary_switches is not None:
-            parts.append(f"{self.involuntary_switches} involuntary context switches")
-        return ", ".join(parts) or "nothing is known about the machine's load"
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Times of one network.
-
-    Attributes:
-        samples_ns: Nanoseconds of one inference, in order of time. Each is the mean of ``repeats`` runs. In a
-            comparison samples ``2i`` and ``2i + 1`` of both networks belong to block ``i``.
-        round_sizes: Samples of each round, in order; rounds are processes of their own.
-        repeats: Runs per sample: 1, or as many as make 200 microseconds.
-        median_ms, mean_ms, min_ms, max_ms: Of the samples, in milliseconds.
-        cov: Coefficient of variation of the samples (trtexec warns above 0.025).
-        percentiles_ms: ``p90``, ``p95``, ``p99`` in milliseconds, each only where at least 10 samples lie beyond it,
-            and none where a sample is the mean of several runs, for that hides the tail.
-        interval_ms: Confidence interval of the median.
-        confidence: Of the interval.
-        iterations: Number of samples.
-        warm_up: What was run before.
-        noise: What disturbed the measurement.
-        fingerprint: Device, backend, version, threads, providers, precision: what the times are valid for.
-    """
-
-    samples_ns: tuple[int, ...]
-    round_sizes: tuple[int, ...]
-    repeats: int
-    median_ms: float
-    mean_ms: float
-    min_ms: float
-    max_ms: float
-    cov: float
-    percentiles_ms: dict[str, float]
-    interval_ms: tuple[float, float]
-    confidence: float
-    iterations: int
-    warm_up: WarmUp
-    noise: Noise
-    fingerprint: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, in JSON types."""
-        return {key: _json_types(value) for key, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two networks measured against each other.
-
-    Attributes:
-        a, b: Their own times.
-        ratio: Median over the ABBA blocks of (time of B / time of A): below 1, B is faster.
-        ratio_low, ratio_high: Its confidence interval, by bootstrap over rounds and blocks.
-        confidence: Of the interval.
-        blocks: Number of ABBA blocks.
-        noise: What disturbed the measurement.
-        fingerprint: What the ratio is valid for.
-    """
-
-    a: Measurement
-    b: Measurement
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    confidence: float
-    blocks: int
-    noise: Noise
-    fingerprint: dict[str, Any]
-
-    @property
-    def width(self) -> float:
-        """Width of the interval relative to the ratio: 0.03 for 0.600 within [0.591, 0.609]."""
-        return (self.ratio_high - self.ratio_low) / self.ratio
-
-    def too_noisy(self, max_width: float) -> bool:
-        """Whether the interval is wider than ``max_width``, relative to the ratio."""
-        return self.width > max_width
-
-    def require_quiet(self, max_width: float) -> None:
-        """Raises NoiseError, with what disturbed the machine, when :meth:`too_noisy`."""
-        if self.too_noisy(max_width):
-            raise NoiseError(
-                f"the machine is too noisy to compare: the ratio {self.ratio:.3f} has the interval "
-                f"[{self.ratio_low:.3f}, {self.ratio_high:.3f}], {self.width:.1%} of the ratio wide where "
-                f"{max_width:.1%} is allowed ({self.noise}). Measure longer, or on an idle machine."
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, in JSON types."""
-        return {key: _json_types(value) for key, value in asdict(self).items()}
 
 
 def measure(
@@ -231,26 +113,40 @@ def measure(
         UsageError: an unknown backend or provider.
         GraphpruneError: the measuring process failed otherwise, or took longer than the timeout.
     """
+    models = [model for model in (model_a, model_b) if model is not None]
+    measured, comparisons = measure_in_turn(models, feeds, options)
+    return measured[0] if model_b is None else comparisons[0]
+
+
+def measure_in_turn(
+    models: Sequence[Path], feeds: Mapping[str, np.ndarray] | None, options: MeasureOptions | None = None
+) -> tuple[tuple[Measurement, ...], tuple[Comparison, ...]]:
+    """Times several networks in turn: each one's times, and every one but the first against the first.
+
+    All of them are loaded at once. Arguments and errors are those of :func:`measure`.
+    """
     options = options or MeasureOptions()
-    models = [Path(model).resolve() for model in (model_a, model_b) if model is not None]
-    rounds = _run_rounds(models, feeds or {}, options)
-    noise = _mean_noise([Noise(**result["noise"]) for result, _ in rounds])
-    measured = [_summarise(rounds, index, noise, options) for index in range(len(models))]
-    if model_b is None:
-        return measured[0]
-    a, b = measured
-    estimate = _estimate(rounds, options)
-    return Comparison(
-        a=a,
-        b=b,
-        ratio=estimate.value,
-        ratio_low=estimate.low,
-        ratio_high=estimate.high,
-        confidence=options.confidence,
-        blocks=a.iterations // 2,
-        noise=noise,
-        fingerprint=a.fingerprint,
-    )
+    with progress.step("measure"):
+        rounds = _run_rounds([Path(model).resolve() for model in models], feeds or {}, options)
+    noise = _mean_noise([_noise(result["noise"]) for result, _ in rounds])
+    measured = tuple(_summarise(rounds, index, noise, options) for index in range(len(models)))
+    comparisons = []
+    for index in range(1, len(models)):
+        estimate = _estimate(rounds, options, _ratio_to_first(index))
+        comparisons.append(
+            Comparison(
+                a=measured[0],
+                b=measured[index],
+                ratio=estimate.value,
+                ratio_low=estimate.low,
+                ratio_high=estimate.high,
+                confidence=options.confidence,
+                blocks=measured[0].iterations // 2,
+                noise=noise,
+                fingerprint=measured[0].fingerprint,
+            )
+        )
+    return measured, tuple(comparisons)
 
 
 _Round = tuple[dict[str, Any], list["np.ndarray"]]
@@ -261,11 +157,11 @@ def _run_rounds(models: list[Path], feeds: Mapping[str, np.ndarray], options: Me
 
     backend_options = options.backend_options
     least = options.min_iterations
-    if len(models) == 2:
+    if len(models) > 1:
         backend_options = replace(backend_options, spinning=False)
         least = -(-least // 2)  # a block holds two samples of each
     least = max(least, statistics.fewest(options.confidence))
-    repeats: list[int | None] = [None] * len(models)
+    repeats: list[int | None] = [1 if options.single_runs else None] * len(models)
     rounds: list[_Round] = []
     start = time.monotonic()
     for index in itertools.count():
@@ -276,9 +172,7 @@ def _run_rounds(models: list[Path], feeds: Mapping[str, np.ndarray], options: Me
             "repeats": repeats,
             "inputs": list(feeds),
             "backend": options.backend,
-            "threads": backend_options.threads,
-            "providers": list(backend_options.providers),
-            "spinning": backend_options.spinning,
+            "options": backend_options.to_json(),
             "duration": options.duration / options.rounds,
             "fewest": -(-least // options.rounds),
             "warm_up_ms": options.warm_up_ms,
@@ -288,6 +182,7 @@ def _run_rounds(models: list[Path], feeds: Mapping[str, np.ndarray], options: Me
         result, samples = run_worker(job, feeds, options.timeout)
         repeats = result["repeats"]
         rounds.append((result, samples))
+        progress.advance(len(rounds) / options.rounds)
         if len(rounds) < options.rounds:
             continue
         # Going on depends on the width alone, never on the value, so that it does not favour a result.
@@ -297,22 +192,38 @@ def _run_rounds(models: list[Path], feeds: Mapping[str, np.ndarray], options: Me
     return rounds
 
 
-def _estimate(rounds: list[_Round], options: MeasureOptions, index: int | None = None) -> Estimate:
-    """Milliseconds of model ``index``; None: the ratio of the second to the first."""
+_Samples = list["np.ndarray"]  # milliseconds of one inference, by model
+
+
+def _ratio_to_first(index: int) -> Callable[[_Samples], np.ndarray]:
+    from graphprune.latency import statistics
+
+    return lambda samples: statistics.block_ratios(samples[0], samples[index])
+
+
+def _estimate(rounds: list[_Round], options: MeasureOptions, of: Callable[[_Samples], np.ndarray]) -> Estimate:
+    """The median of what ``of`` makes of each round's samples, with its interval."""
     from graphprune.latency import statistics
 
     values = []
     for result, samples in rounds:
-        each = [totals / (count * 1e6) for totals, count in zip(samples, result["repeats"], strict=True)]
-        values.append(statistics.block_ratios(each[0], each[1]) if index is None else each[index])
+        values.append(of([totals / (count * 1e6) for totals, count in zip(samples, result["repeats"], strict=True)]))
     return statistics.median_estimate(
         values, confidence=options.confidence, resamples=options.resamples, seed=options.seed
     )
 
 
 def _width(rounds: list[_Round], options: MeasureOptions) -> float:
-    estimate = _estimate(rounds, options, None if len(rounds[0][1]) == 2 else 0)
-    return (estimate.high - estimate.low) / estimate.value
+    """The widest interval of what the measurement is about: the ratios, or the median of a single network."""
+    count = len(rounds[0][1])
+    about = [_ratio_to_first(index) for index in range(1, count)] or [lambda samples: samples[0]]
+    estimates = [_estimate(rounds, options, of) for of in about]
+    return max((one.high - one.low) / one.value for one in estimates)
+
+
+def _noise(told: Mapping[str, Any]) -> Noise:
+    clock = told.get("megahertz")
+    return Noise(**{**told, "megahertz": None if clock is None else (clock[0], clock[1])})
 
 
 def _mean_noise(noises: list[Noise]) -> Noise:
@@ -320,12 +231,19 @@ def _mean_noise(noises: list[Noise]) -> Noise:
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else None
 
-    switches = [noise.involuntary_switches for noise in noises if noise.involuntary_switches is not None]
+    def total(values: list[int | None]) -> int | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if known else None
+
+    clocks = [noise.megahertz for noise in noises if noise.megahertz is not None]
     return Noise(
         steal_share=mean([noise.steal_share for noise in noises]),
         other_cores=mean([noise.other_cores for noise in noises]),
-        involuntary_switches=sum(switches) if switches else None,
+        involuntary_switches=total([noise.involuntary_switches for noise in noises]),
         load_average=noises[0].load_average,
+        megahertz=(clocks[0][0], clocks[-1][1]) if clocks else None,
+        heat_throttles=total([noise.heat_throttles for noise in noises]),
+        quota_share=mean([noise.quota_share for noise in noises]),
     )
 
 
@@ -338,7 +256,7 @@ def _summarise(rounds: list[_Round], index: int, noise: Noise, options: MeasureO
     repeats = first["repeats"][index]
     totals_ns = [samples[index] for _, samples in rounds]
     ms = np.concatenate(totals_ns) / (repeats * 1e6)
-    estimate = _estimate(rounds, options, index)
+    estimate = _estimate(rounds, options, lambda samples: samples[index])
     warm_ups = [result["warm_ups"][index] for result, _ in rounds]
     return Measurement(
         samples_ns=tuple(round(total / repeats) for totals in totals_ns for total in totals.tolist()),
@@ -349,7 +267,7 @@ def _summarise(rounds: list[_Round], index: int, noise: Noise, options: MeasureO
         min_ms=float(ms.min()),
         max_ms=float(ms.max()),
         cov=statistics.coefficient_of_variation(ms),
-        percentiles_ms=statistics.percentiles(ms) if repeats == 1 else {},
+        percentiles_ms=statistics.percentiles(ms, options.percentiles) if repeats == 1 else {},
         interval_ms=(estimate.low, estimate.high),
         confidence=options.confidence,
         iterations=len(ms),
@@ -361,12 +279,3 @@ def _summarise(rounds: list[_Round], index: int, noise: Noise, options: MeasureO
         noise=noise,
         fingerprint=first["fingerprint"],
     )
-
-
-def _json_types(value: Any) -> Any:
-    """Tuples become lists, so that what is compared after a round trip is equal."""
-    if isinstance(value, dict):
-        return {key: _json_types(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_types(item) for item in value]
-    return value

@@ -24,7 +24,9 @@ __all__ = ["run_worker"]
 def run_worker(
     job: dict[str, Any], feeds: Mapping[str, np.ndarray], timeout: float | None
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """One round in a fresh process: the worker's result, and per model the samples in nanoseconds, int64 ``(n,)``.
+    """One job in a fresh process: the worker's result, and its arrays of samples in nanoseconds, shape ``(n,)`` each.
+
+    Measuring gives one array per model; profiling two per candidate, of the first model and of the candidate.
 
     Raises:
         InputError: the process was ended by a signal, or an input cannot be handed over.
@@ -64,7 +66,7 @@ def run_worker(
         if "error" in result:
             raise _error_class(result["error"]["kind"])(result["error"]["text"])
         with np.load(folder / "samples.npz", allow_pickle=False) as stored:
-            samples = [stored[f"samples{index}"] for index in range(len(job["models"]))]
+            samples = [stored[f"samples{index}"] for index in range(len(stored.files))]
     return result, samples
 
 

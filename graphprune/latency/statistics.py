@@ -8,7 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Estimate", "block_ratios", "coefficient_of_variation", "fewest", "median_estimate", "percentiles"]
+__all__ = [
+    "Estimate",
+    "block_ratios",
+    "coefficient_of_variation",
+    "fewest",
+    "median_estimate",
+    "percentiles",
+    "ratio_of_medians",
+    "samples_for",
+]
 
 _BEYOND = 10  # samples that must lie beyond a percentile before it is worth a figure
 _CHUNK = 4_000_000  # resampled values held at once
@@ -97,10 +106,27 @@ def _bootstrap_medians(values: np.ndarray, sizes: np.ndarray, resamples: int, se
     return np.concatenate(results)
 
 
+def ratio_of_medians(a: Estimate, b: Estimate) -> Estimate:
+    """``a / b`` of two independent measurements, with an interval out of both of theirs.
+
+    On the logarithms, by the method of variance estimates recovery (Zou and Donner 2008, "Construction of confidence
+    intervals about a sum or difference"): no samples are paired, so a drift between the two is not cancelled.
+    """
+    value = a.value / b.value
+    below = math.hypot(math.log(a.value / a.low), math.log(b.high / b.value))
+    above = math.hypot(math.log(a.high / a.value), math.log(b.value / b.low))
+    return Estimate(value, value * math.exp(-below), value * math.exp(above))
+
+
+def samples_for(level: float) -> int:
+    """Samples from which a percentile is given, so that 10 lie beyond it on its nearer side."""
+    return math.ceil(round(100.0 * _BEYOND / min(level, 100.0 - level), 6))
+
+
 def percentiles(samples: Sequence[float] | np.ndarray, levels: Sequence[float] = (90, 95, 99)) -> dict[str, float]:
     """Percentiles by name (``p90`` ...), each only when at least 10 samples lie beyond it: p99 takes 1000 samples."""
     values = np.asarray(samples, dtype=np.float64)
-    known = [level for level in levels if values.size * (100.0 - level) >= 100.0 * _BEYOND]
+    known = [level for level in levels if values.size >= samples_for(level)]
     return {f"p{level:g}": float(np.percentile(values, level)) for level in known}
 
 

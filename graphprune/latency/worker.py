@@ -17,11 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from graphprune.errors import GraphpruneError
+from graphprune.errors import GraphpruneError, UsageError
+from graphprune.latency.disturbance import disturbance, snapshot
 
 __all__ = ["main"]
 
@@ -88,65 +89,27 @@ def _sample_one(model: _Timed, duration: float, fewest: int) -> list[int]:
     return samples
 
 
-def _sample_two(models: list[_Timed], duration: float, fewest_blocks: int, seed: int) -> tuple[list[int], list[int]]:
-    """Interleaves in blocks ABBA or BAAB, drawn at random; two samples of each model per block.
+def _sample_in_turn(models: list[_Timed], duration: float, fewest_blocks: int, seed: int) -> list[list[int]]:
+    """Interleaves in blocks such as ABBA, BAAB or CABBAC: an order drawn at random, then the same backwards.
 
     A fixed order can lock in with a periodic disturbance, such as the scheduler's time slices under an outside load:
-    one model then always gets the bad half, and the ratio is wrong with a narrow interval. After a change of model one
-    short run is not timed, because it would pay for caches that the other model has filled.
+    one model then always gets the bad half, and the ratio is wrong with a narrow interval. Backwards, so that each of
+    the two samples that a model has in a block is balanced by the other, and a drift cancels. After a change of model
+    one short run is not timed, because it would pay for caches that the other model has filled.
     """
     draw = random.Random(seed)
-    samples: tuple[list[int], list[int]] = ([], [])
+    samples: list[list[int]] = [[] for _ in models]
     last = -1
     end = time.perf_counter() + duration
     while len(samples[0]) < 2 * fewest_blocks or time.perf_counter() < end:
-        first = draw.getrandbits(1)
-        for which in (first, 1 - first, 1 - first, first):
+        order = draw.sample(range(len(models)), len(models))
+        for which in (*order, *reversed(order)):
             model = models[which]
             if which != last and model.lead_in:
                 model.run()
             last = which
             samples[which].append(_time(model.run, model.repeats))
     return samples
-
-
-def _proc_stat() -> tuple[int, int, int] | None:
-    """Ticks of the whole machine since boot: busy, stolen by the hypervisor, all. None where /proc/stat is missing."""
-    try:
-        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
-        user, nice, system, idle, iowait, irq, softirq, steal = (int(field) for field in fields[1:9])
-    except (OSError, ValueError):
-        return None
-    busy = user + nice + system + irq + softirq
-    return busy, steal, busy + idle + iowait + steal
-
-
-def _snapshot() -> dict[str, Any]:
-    switches: int | None = None
-    if sys.platform != "win32":
-        import resource
-
-        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    return {"wall": time.perf_counter(), "cpu": time.process_time(), "switches": switches, "stat": _proc_stat()}
-
-
-def _noise(before: dict[str, Any], load: float | None) -> dict[str, Any]:
-    after = _snapshot()
-    noise: dict[str, Any] = {
-        "steal_share": None,
-        "other_cores": None,
-        "involuntary_switches": None,
-        "load_average": load,
-    }
-    if before["switches"] is not None:
-        noise["involuntary_switches"] = after["switches"] - before["switches"]
-    if before["stat"] and after["stat"]:
-        busy, steal, total = (new - old for new, old in zip(after["stat"], before["stat"], strict=True))
-        wall = max(after["wall"] - before["wall"], 1e-9)
-        own = after["cpu"] - before["cpu"]
-        noise["steal_share"] = steal / total if total else 0.0
-        noise["other_cores"] = max(0.0, (busy / os.sysconf("SC_CLK_TCK") - own) / wall)
-    return noise
 
 
 def _measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +120,7 @@ def _measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     with np.load(folder / "feeds.npz", allow_pickle=False) as stored:
         feeds = {name: stored[f"feed{index}"] for index, name in enumerate(job["inputs"])}
     backend = get_backend(job["backend"])
-    options = BackendOptions(job["threads"], tuple(job["providers"]), job["spinning"])
+    options = BackendOptions.from_json(job["options"])
     runs: dict[int, Run] = {}
     for index in job["load_order"]:
         runs[index] = backend.load(Path(job["models"][index]), options).prepare(feeds)
@@ -169,13 +132,12 @@ def _measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         _warm_up(runs[index], job["warm_up_ms"], job["warm_up_cap_ms"], repeats)
         for index, repeats in enumerate(job["repeats"])
     ]
-    before = _snapshot()
-    samples: tuple[list[int], ...]
+    before = snapshot()
     if len(models) == 1:
-        samples = (_sample_one(models[0], job["duration"], job["fewest"]),)
+        samples = [_sample_one(models[0], job["duration"], job["fewest"])]
     else:
-        samples = _sample_two(models, job["duration"], job["fewest"], job["seed"])
-    noise = _noise(before, load)
+        samples = _sample_in_turn(models, job["duration"], job["fewest"], job["seed"])
+    noise = {**disturbance(before, snapshot()), "load_average": load}
 
     arrays = {f"samples{index}": np.asarray(values, dtype=np.int64) for index, values in enumerate(samples)}
     np.savez(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
@@ -185,6 +147,44 @@ def _measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         "noise": noise,
         "fingerprint": backend.fingerprint(options),
     }
+
+
+def _profile(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Times of the layers of candidates, and of each candidate as a whole in turn with the first model."""
+    import numpy as np
+
+    from graphprune.backends import BackendOptions, get_backend
+
+    with np.load(folder / "feeds.npz", allow_pickle=False) as stored:
+        feeds = {name: stored[f"feed{index}"] for index, name in enumerate(job["inputs"])}
+    backend = get_backend(job["backend"])
+    options = BackendOptions.from_json(job["options"])
+    source, *candidates = (Path(model) for model in job["models"])
+    base = _warm_up(backend.load(source, options).prepare(feeds), job["warm_up_ms"], job["warm_up_cap_ms"], None)
+    arrays, found = {}, []
+    for index, path in enumerate(candidates):
+        warm = _warm_up(backend.load(path, options).prepare(feeds), job["warm_up_ms"], job["warm_up_cap_ms"], None)
+        samples = _sample_in_turn([base, warm], job["duration"], job["fewest"], job["seed"] + index)
+        arrays[f"samples{2 * index}"], arrays[f"samples{2 * index + 1}"] = (
+            np.asarray(values, dtype=np.float64) / repeats
+            for values, repeats in zip(samples, (base.repeats, warm.repeats), strict=True)
+        )
+        del warm
+        found.append([asdict(layer) for layer in backend.profile(path, feeds, options, job["runs"])])
+    np.savez(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
+    return {"layers": found, "fingerprint": backend.fingerprint(options)}
+
+
+def _bind(cpus: list[int]) -> None:
+    if not cpus:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise UsageError("affinity: this system cannot bind a process to CPUs.")
+    allowed = os.sched_getaffinity(0)
+    if missing := [cpu for cpu in cpus if cpu not in allowed]:
+        known = ", ".join(map(str, sorted(allowed)))
+        raise UsageError(f"affinity: CPU {missing[0]} may not be used by this process; it may use {known}.")
+    os.sched_setaffinity(0, cpus)
 
 
 def _die_with_parent() -> None:
@@ -201,7 +201,8 @@ def main(folder: Path) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     try:
-        result = _measure(folder, job)
+        _bind(job["options"]["affinity"])  # before anything starts threads: they inherit it
+        result = (_profile if job.get("task") == "profile" else _measure)(folder, job)
     except GraphpruneError as error:
         result = {"error": {"kind": type(error).__name__, "text": str(error)}}
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")

@@ -1,0 +1,126 @@
+"""Options that say on which runtimes, devices and CPUs a network is built or timed.
+
+With several backends a word that is meant for one of them begins with its name: ``--device openvino:GPU``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from graphprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from graphprune.backends import BackendOptions
+
+__all__ = ["affinity_option", "backend_option", "device_option", "runtimes", "setting_option"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_Decorator = Callable[[_F], _F]
+
+
+def backend_option() -> _Decorator[Any]:
+    """``--backend``, repeatable; the verb gets ``backend: tuple[str, ...]``."""
+    return click.option(
+        "--backend", multiple=True, metavar="NAME", default=("onnxruntime",), show_default=True,
+        help="Runtime, see graphprune backends. Repeatable.",
+    )  # fmt: skip
+
+
+def device_option() -> _Decorator[Any]:
+    """``--device`` and ``--providers``, which are the same; the verb gets ``device: tuple[str, ...]``."""
+    return click.option(
+        "--device", "--providers", multiple=True, metavar="NAMES",
+        help="Devices of OpenVINO (CPU, GPU, NPU) or execution providers of ONNX Runtime, separated by commas; "
+        "the CPU by default. BACKEND:NAMES with several backends.",
+    )  # fmt: skip
+
+
+def setting_option() -> _Decorator[Any]:
+    """``--option``, repeatable; the verb gets ``setting: tuple[str, ...]``."""
+    return click.option(
+        "--option", "setting", multiple=True, metavar="KEY=VALUE",
+        help="An option of the backend's own, such as INFERENCE_PRECISION_HINT=bf16 for OpenVINO. Repeatable; "
+        "BACKEND:KEY=VALUE with several backends.",
+    )  # fmt: skip
+
+
+def affinity_option() -> _Decorator[Any]:
+    """``--affinity``; the verb gets ``affinity: tuple[int, ...]``."""
+    return click.option(
+        "--affinity", metavar="CPUS", default="", callback=lambda _ctx, _param, text: _cpus(text),
+        help="CPUs that the measuring process is bound to, for example 0,2-3.",
+    )  # fmt: skip
+
+
+def runtimes(
+    backends: Sequence[str],
+    devices: Sequence[str],
+    settings: Sequence[str],
+    *,
+    threads: int | None = None,
+    affinity: tuple[int, ...] = (),
+) -> dict[str, BackendOptions]:
+    """The options of each backend by its name, in the order given.
+
+    Raises:
+        UsageError: a backend that is not known or is given twice, a word for a backend that was not asked for, or one
+            that does not say which of several it is for.
+    """
+    from graphprune.backends import BackendOptions, get_backend
+
+    if twice := [name for name in backends if backends.count(name) > 1]:
+        raise UsageError(f"--backend {twice[0]} is given twice; give it once.")
+    for name in backends:
+        get_backend(name)
+    providers: dict[str, tuple[str, ...]] = {}
+    for text in devices:
+        name, words = _scoped(text, backends, "--device")
+        if name in providers:
+            raise UsageError(f"--device: {name} has two lists of devices; give one, separated by commas.")
+        providers[name] = tuple(word.strip() for word in words.split(",") if word.strip())
+    given: dict[str, list[tuple[str, str]]] = {}
+    for text in settings:
+        name, words = _scoped(text, backends, "--option")
+        key, equals, value = words.partition("=")
+        if not (key and equals):
+            raise UsageError(f"--option {text!r}: write KEY=VALUE, for example INFERENCE_PRECISION_HINT=bf16.")
+        given.setdefault(name, []).append((key.strip(), value.strip()))
+    return {
+        name: BackendOptions(
+            threads=threads,
+            providers=providers.get(name, ()),
+            settings=tuple(given.get(name, ())),
+            affinity=affinity,
+        )
+        for name in backends
+    }
+
+
+def _scoped(text: str, backends: Sequence[str], option: str) -> tuple[str, str]:
+    """Which backend a word is for, and the word without its name."""
+    from graphprune.backends import backend_names
+
+    before, colon, rest = text.partition(":")
+    if colon and before in backends:
+        return before, rest
+    if colon and before in backend_names():
+        raise UsageError(f"{option} {text!r}: {before} is not among the backends asked for ({', '.join(backends)}).")
+    if len(backends) > 1:
+        raise UsageError(f"{option} {text!r}: say which backend it is for: {option} {backends[0]}:{text}")
+    return backends[0], text
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    """Reads ``0,2-3``: CPUs in the order given, each once."""
+    found: list[int] = []
+    for part in filter(None, (word.strip() for word in text.split(","))):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last > 65535:
+            raise UsageError(f"--affinity {text!r}: {part!r} is no CPU or range of CPUs; write for example 0,2-3.")
+        found.extend(range(first, last + 1))
+    return tuple(dict.fromkeys(found))
