@@ -14,13 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphprune import progress
 from graphprune.backends.runner import OrtRunner
 from graphprune.coupling.explain import AxisReport, explain
-from graphprune.coupling.graph import group_graph
+from graphprune.coupling.graph import Uncut, group_graph, uncut
 from graphprune.coupling.groups import Group, Grouping, group
 from graphprune.coupling.registry import rule_for
 from graphprune.coupling.solve import couple
-from graphprune.errors import InputError, UsageError
+from graphprune.errors import InputError, RunTimeoutError, UsageError
 from graphprune.frontends.graphsurgeon import is_graph, read_graphsurgeon
 from graphprune.ir.clean import clean
 from graphprune.ir.observe import observe
@@ -55,6 +56,7 @@ class Analysis:
         params, macs: of the whole network (MACs on the example inputs).
         governed_params, governed_macs: share in whose tensors (contractions) an exact group stands.
         shares: per group id the parameters and MACs of the tensors and contractions that it stands in.
+        uncut: axes of weights that are never cut, with the reason.
         refusals: operators that nothing is cut through, with node and reason.
         input_shapes: of the example inputs.
         parameter_names: tensor -> the user's own parameter name, for a module.
@@ -66,6 +68,7 @@ class Analysis:
     governed_params: float
     governed_macs: float
     shares: Mapping[str, tuple[int, int]]
+    uncut: tuple[Uncut, ...]
     refusals: tuple[str, ...]
     input_shapes: Mapping[str, tuple[int, ...]]
     parameter_names: Mapping[str, str]
@@ -109,6 +112,7 @@ class Network:
             params,
             macs,
             cost.shares(),
+            uncut(grouping),
             tuple(str(refusal) for refusal in grouping.coupling.refusals),
             {name: array.shape for name, array in self.program.examples.items()},
             self.program.parameter_names,
@@ -187,7 +191,7 @@ def load(
         runner = OrtRunner()
         try:
             program = observe(model, runner, keep=_kept, given=given, input_shapes=input_shapes, seed=seed)
-        except InputError as error:  # the runtime was handed a message in memory; the user knows a file
+        except (InputError, RunTimeoutError) as error:  # the runtime was handed a message; the user knows a file
             raise InputError(IN_MEMORY.sub(f"'{path or name}'", str(error))) from error
         runner.forget()  # its session maps the whole network; what is evaluated later has sessions of its own
     program.source, program.parameter_names, program.notes = path, parameter_names, (*program.notes, *notes)
@@ -248,7 +252,8 @@ def _is_module(source: Any) -> bool:
 def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     """Every step of the work goes through here: its name and its seconds are noted."""
     start = time.perf_counter()
-    yield
+    with progress.step(step):
+        yield
     seconds[step] = time.perf_counter() - start
     _log.debug("%s: %.3f s", step, seconds[step])
 

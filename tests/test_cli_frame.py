@@ -39,7 +39,7 @@ def test_version(run_cli):
 def test_help_lists_the_verbs_without_importing_them(run_cli):
     result = run_cli("--help")
     assert result.code == 0
-    for verb in ("analyze", "explain", "export", "bench", "verify"):
+    for verb in ("analyze", "explain", "export", "bench", "verify", "backends"):
         assert f"\n  {verb} " in result.out
     assert "Exit codes: 0 done; 1 internal error; 2 usage" in result.out
 
@@ -72,7 +72,7 @@ def test_without_a_verb_the_help_is_shown_and_the_code_is_2(run_cli):
         (["exprot"], "graphprune: error: no verb 'exprot': did you mean 'export'? (see graphprune --help)\n"),
         (
             ["zzz"],
-            "graphprune: error: no verb 'zzz': the verbs are analyze, explain, export, bench, verify "
+            "graphprune: error: no verb 'zzz': the verbs are analyze, explain, export, bench, verify, backends "
             "(see graphprune --help)\n",
         ),
         (["--nope"], "graphprune: error: No such option '--nope' (see graphprune --help)\n"),

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import click
 
 from graphprune._version import __version__
+from graphprune.cli.signals import Terminated, orderly_end
+from graphprune.cli.status import status
 from graphprune.errors import GraphpruneError
 
 __all__ = ["VERBS", "main"]
@@ -29,8 +31,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "analyze": ("graphprune.cli.analyze", "Groups that can be pruned, what they govern, and what refuses and why."),
     "explain": ("graphprune.cli.explain", "What an axis is tied to, or why it cannot be cut."),
     "export": ("graphprune.cli.export", "Prune to a target, prove the cut, measure it, write the artefacts."),
-    "bench": ("graphprune.cli.bench", "Measured latency of a model, or the ratio of two with its interval."),
+    "profile": ("graphprune.cli.profile", "Step curves of this device, for latency targets elsewhere."),
+    "bench": ("graphprune.cli.bench", "Measured latency of models, and their ratios with intervals."),
     "verify": ("graphprune.cli.verify", "Prove that a pruned model equals its masked original."),
+    "backends": ("graphprune.cli.backends", "Runtimes that can build and time networks here."),
 }
 
 EXIT_INTERNAL = 1
@@ -61,13 +65,21 @@ class _Verbosity:
     """How much to say; filled in by -v and -q wherever they stand on the line."""
 
     traceback: bool = False
+    silent: bool = False
 
     def verbose(self) -> None:
         self.traceback = True
         logging.getLogger("graphprune").setLevel(logging.DEBUG)
         logging.getLogger("onnx_ir").setLevel(logging.WARNING)
 
+    def shows_progress(self) -> bool:
+        """Not where the log says every step, nor beside data."""
+        context = click.get_current_context(silent=True)
+        data = context is not None and bool(context.params.get("json_output"))
+        return not (self.traceback or self.silent or data)
+
     def quiet(self) -> None:
+        self.silent = True
         logging.getLogger("graphprune").setLevel(logging.ERROR)
 
 
@@ -145,10 +157,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 internal error, 2 usage or unreadable input, the class's own code for a
-        ``GraphpruneError``, 130 interrupted, 141 when whoever read the output went away.
+        ``GraphpruneError``, 130 interrupted, 143 terminated (129 by SIGHUP), 141 when whoever read the output went
+        away.
     """
     verbosity = _Verbosity()
-    with _log_to_stderr():
+    with orderly_end(), _log_to_stderr():
         try:
             return _run(sys.argv[1:] if args is None else list(args), verbosity)
         except click.exceptions.NoArgsIsHelpError as error:
@@ -156,6 +169,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return EXIT_USAGE
         except (click.Abort, KeyboardInterrupt):
             return _fail("interrupted", EXIT_INTERRUPTED, verbosity)
+        except Terminated as ended:
+            return _fail(f"terminated by {ended.name}", int(ended.code or 0), verbosity)
         except BrokenPipeError:
             # The interpreter flushes stdout once more when it ends; give it something that cannot fail.
             with contextlib.suppress(OSError, ValueError):
@@ -169,7 +184,7 @@ def _run(words: list[str], verbosity: _Verbosity) -> int:
     # Not click's own main(): it would answer a broken pipe and an interrupt in its own way.
     code: object
     try:
-        with _cli.make_context("graphprune", words, obj=verbosity) as context:
+        with _cli.make_context("graphprune", words, obj=verbosity) as context, status(verbosity.shows_progress):
             code = _cli.invoke(context)
     except click.exceptions.Exit as ended:  # --help and --version end this way
         code = ended.exit_code
@@ -202,9 +217,14 @@ def _fail(text: str, code: int, verbosity: _Verbosity) -> int:
     return code
 
 
+_LONGEST = 4000  # characters of a message; a hostile file's shapes and lists of names can be far longer
+
+
 def _one_line(text: str) -> str:
     """The text on one line and without control characters: names out of a file must not steer a terminal."""
     joined = " ".join(line.strip() for line in text.splitlines())
+    if len(joined) > _LONGEST:
+        joined = f"{joined[:_LONGEST]} ..."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined)
 
 
@@ -218,10 +238,18 @@ class _LineFormatter(logging.Formatter):
         return f"graphprune: {text}"
 
 
+class _Stderr(logging.Handler):
+    """Looks stderr up for each line: while a progress bar is shown, it makes room for them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def _log_to_stderr() -> Iterator[None]:
     """Send the log to stderr for the length of one command, and leave the process's logging as it was."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(_LineFormatter())
     ours, container = logging.getLogger("graphprune"), logging.getLogger("onnx_ir")
     levels = ours.level, container.level

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod as multiply
 from typing import Literal, overload
@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graphprune.coupling.kinds import Evidence, evidence, kind_of
 from graphprune.coupling.notation import letters_of
 from graphprune.coupling.solve import Binding, Coupling
 from graphprune.coupling.space import Form, Refusal, Space, find, free_leaves, make_whole
@@ -126,6 +127,9 @@ def group(coupling: Coupling) -> Grouping:
     for binding in coupling.bindings:
         if binding.live:
             for one, tensor, axis, role, space, rank in collector.members(binding):
+                if role == "contracted" and axis in coupling.program.moving.get(tensor, ()):
+                    # the units' place on that axis is another at every size: no list of indices says it
+                    make_whole(one, Refusal("it is contracted on an axis whose size is symbolic", "", "", tensor, axis))
                 held = found.setdefault(one, {})
                 known = held.get((tensor, axis))
                 if known is None or _RANK[role] < _RANK[known[0]]:
@@ -139,8 +143,9 @@ def group(coupling: Coupling) -> Grouping:
             families.setdefault(one.kin.top() if one.kin is not None else one, []).append(one)
     groups: list[Group] = []
     place: dict[Space, tuple[str, int]] = {}
+    seen = evidence(coupling, {one: entries.values() for one, entries in found.items()})
     for i, family in enumerate(families.values()):
-        groups.append(_group(f"g{i:03d}", family, found, coupling))
+        groups.append(_group(f"g{i:03d}", family, found, coupling, seen))
         offset = 0
         for one in family:
             place[one] = (groups[-1].id, offset)
@@ -149,7 +154,11 @@ def group(coupling: Coupling) -> Grouping:
 
 
 def _group(
-    name: str, family: list[Space], found: Mapping[Space, Mapping[tuple[str, int], Entry]], coupling: Coupling
+    name: str,
+    family: list[Space],
+    found: Mapping[Space, Mapping[tuple[str, int], Entry]],
+    coupling: Coupling,
+    seen: Evidence,
 ) -> Group:
     where: dict[tuple[str, int], Entry] = {}
     for one in family:
@@ -164,7 +173,7 @@ def _group(
     members = _Members(where, offsets)
     exact = all(one.stat is None for one in family)
     covers = _covers(coupling, offsets, size) if len(family) > 1 else ()
-    return Group(name, _kind(family, where.values()), size, exact, members, covers=covers)
+    return Group(name, kind_of(family, where.values(), seen), size, exact, members, covers=covers)
 
 
 def _covers(coupling: Coupling, offsets: Mapping[Space, int], size: int) -> tuple[NDArray[np.int64], ...]:
@@ -250,36 +259,6 @@ def repeated(space: Space) -> Iterator[Space]:
         yield from repeated(kid)
 
 
-def _kind(family: list[Space], where: Iterable[Entry]) -> str:
-    """The field's word for the units, from where they stand on the weights that make and consume them."""
-    if len(family) > 1:
-        return "interleaved channels"
-    spatial, outer, inner = False, False, False
-    for role, space, rank in where:
-        if role in ("producer", "consumer"):
-            spatial = spatial or rank > 2
-            first, last = _place_in_product(space, family[0])
-            outer, inner = outer or first, inner or last
-    if spatial:
-        return "channels"
-    return "heads" if outer else "head dimensions" if inner else "neurons"
-
-
-def _place_in_product(space: Space, one: Space) -> tuple[bool, bool]:
-    """Whether a leaf is an outer factor of some product with free units inside, or an inner one."""
-    space = find(space)
-    if space.form is Form.LEAF:
-        return False, False
-    placed = [_place_in_product(kid, one) for kid in space.kids]
-    outer, inner = any(first for first, _ in placed), any(last for _, last in placed)
-    if space.form is Form.PROD:
-        at = [i for i, kid in enumerate(space.kids) if find(kid) is one]
-        if at:
-            outer = outer or at[0] < len(space.kids) - 1
-            inner = inner or at[0] == len(space.kids) - 1
-    return outer, inner
-
-
 @dataclass
 class _Collector:
     coupling: Coupling
@@ -300,7 +279,7 @@ class _Collector:
         free = {letter: self.free(space) for letter, space in binding.spaces.items()}
         operands = [
             (k, axes, value)
-            for k, (axes, value) in enumerate(zip(layout.operands, node.inputs, strict=False))
+            for k, (axes, value) in enumerate(zip(layout.operands, binding.operands, strict=False))
             if axes is not None and value is not None and any(free.get(one.name) for one in letters_of(axes))
         ]
         if layout.line.scale is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,20 +12,27 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from graphprune.backends import Availability
     from graphprune.coupling.explain import AxisReport
     from graphprune.coupling.groups import Group
     from graphprune.export import ExportResult
     from graphprune.latency.measure import Comparison, Measurement
     from graphprune.passes.verify import Verdict
     from graphprune.pipeline import Analysis
+    from graphprune.report.bench import Bench
 
 __all__ = [
+    "add_row",
     "analysis_report",
     "axis_report",
-    "comparison_report",
+    "backends_report",
+    "bench_report",
     "console",
     "count",
     "export_report",
+    "say",
+    "table_of",
+    "text_of",
     "verdict_line",
     "verdict_report",
 ]
@@ -39,7 +46,7 @@ def console() -> Console:
     return plain if plain.is_terminal or "COLUMNS" in os.environ else Console(width=120, highlight=False)
 
 
-def _say(out: Console, text: str) -> None:
+def say(out: Console, text: str) -> None:
     """A line of prose: on a terminal it is wrapped between words, in a pipe it stays one line, as ``grep`` likes it."""
     out.print(_plain(text), soft_wrap=not out.is_terminal)
 
@@ -48,7 +55,12 @@ def _plain(text: str) -> Text:
     """Names come out of files: they are no markup and must not steer a terminal."""
     from rich.text import Text
 
-    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+    return Text(text_of(text))
+
+
+def text_of(name: str) -> str:
+    """The text with what is not printable spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def count(n: int) -> str:
@@ -59,7 +71,7 @@ def count(n: int) -> str:
     return str(n)
 
 
-def _table(*columns: tuple[str, bool]) -> Table:
+def table_of(*columns: tuple[str, bool]) -> Table:
     """A table of (title, is a number) columns; numbers are never broken, names fold where there is no room."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -70,16 +82,13 @@ def _table(*columns: tuple[str, bool]) -> Table:
     return table
 
 
-def _row(table: Table, *cells: str) -> None:
-    table.add_row(*(_plain(cell) for cell in cells))
+def add_row(rows: Table, *cells: str) -> None:
+    """A row of plain text."""
+    rows.add_row(*(_plain(cell) for cell in cells))
 
 
 def _roles(one: Group, *roles: str) -> list[str]:
     return [f"{member.tensor}[{member.axis}]" for role in roles for member in one.members if member.role == role]
-
-
-def _some(names: list[str], most: int) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -90,59 +99,104 @@ def analysis_report(analysis: Analysis, out: Console, *, every: bool = False) ->
     """Coverage, groups, refusals."""
     exact = sum(one.exact for one in analysis.groups)
     shapes = ", ".join(f"{name} {_size(shape)}" for name, shape in analysis.input_shapes.items())
-    _say(out, f"inputs           {shapes or 'none'}")
-    _say(out, f"parameters       {count(analysis.params)}, {analysis.governed_params:.1%} governed by exact groups")
-    _say(out, f"MACs             {count(analysis.macs)}, {analysis.governed_macs:.1%} governed by exact groups")
+    say(out, f"inputs           {shapes or 'none'}")
+    say(out, f"parameters       {count(analysis.params)}, {analysis.governed_params:.1%} governed by exact groups")
+    say(out, f"MACs             {count(analysis.macs)}, {analysis.governed_macs:.1%} governed by exact groups")
     stat = len(analysis.groups) - exact
-    _say(out, f"groups           {exact} exact, {stat} stat (inexact, opt-in with --stat)")
-    if analysis.groups:
-        out.print(_groups_table(analysis, every=every, narrow=out.width < _WIDE))
+    say(out, f"groups           {exact} exact, {stat} stat (inexact, opt-in with --stat)")
+    if analysis.groups and every:
+        out.print(_groups_table(analysis, narrow=out.width < _WIDE))
+    elif analysis.groups:
+        _tree(analysis, out)
     if analysis.refusals:
         nodes = len(analysis.refusals)
-        _say(out, "1 node is not cut through:" if nodes == 1 else f"{nodes} nodes are not cut through:")
+        say(out, "1 node is not cut through:" if nodes == 1 else f"{nodes} nodes are not cut through:")
         for text, times in Counter(analysis.refusals).most_common(None if every else 10):
-            _say(out, f"  {text}" + (f" ({times} times)" if times > 1 else ""))
+            say(out, f"  {text}" + (f" ({times} times)" if times > 1 else ""))
         if len(set(analysis.refusals)) > 10 and not every:
-            _say(out, "  ... (--all shows every one)")
+            say(out, "  ... (--all shows every one)")
     for note in analysis.notes:
-        _say(out, f"note: {note}")
+        say(out, f"note: {note}")
 
 
 _WIDE = 100  # columns from which a table has room for the names of both ends of a group
 
 
-def _groups_table(analysis: Analysis, *, every: bool, narrow: bool) -> Table:
+_LABEL = 16  # columns that the tree's labels get at least
+
+
+def _tree(analysis: Analysis, out: Console) -> None:
+    """Groups by the part of the network that they are in; blocks that are alike are told once."""
+    from graphprune.report.tree import group_tree
+
+    lines = group_tree(analysis)
+    labels = ["  " * line.depth + text_of(line.label) for line in lines]
+    kinds = max(len(line.kind) for line in lines)
+    ids = [_some_ids(line.ids) for line in lines]
+    rest = kinds + 7 + 2 * 8 + 2 + max(map(len, ids))
+    room = max(min(max(map(len, labels)), out.width - rest - 2), _LABEL)
+    head = f"{'group':<{room}}  {'kind':<{kinds}}{'units':>7}{'params':>8}{'MACs':>8}"
+    out.print()
+    out.print(_plain(head), style="bold", soft_wrap=True)
+    for line, label, names in zip(lines, labels, ids, strict=True):
+        text = f"{_middle(label, room):<{room}}  {line.kind:<{kinds}}"
+        if line.ids:
+            text += f"{line.size:>7}{_percent(line.params, analysis.params):>8}{_percent(line.macs, analysis.macs):>8}"
+            text += f"  {names}"
+        elif line.kind:
+            text += f"{line.size:>7}  {text_of(line.reason)}"
+        text = text.rstrip()
+        text = text if len(text) <= out.width else f"{text[: out.width - 3]}..."
+        out.print(_plain(text), style="" if line.ids else "dim" if line.kind else "bold", soft_wrap=True)
+    if any(len(line.ids) > 1 for line in lines):
+        say(out, "(xN: N blocks alike, with the shares of one on average; -v shows every group with its weights)")
+    out.print()
+
+
+def _some_ids(ids: tuple[str, ...]) -> str:
+    return f"{ids[0]} +{len(ids) - 1}" if len(ids) > 1 else "".join(ids)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else ""
+
+
+def _middle(text: str, most: int) -> str:
+    """The text with its middle left out where it is too long: both ends tell names apart."""
+    tail = (most - 2) * 2 // 3
+    return text if len(text) <= most else f"{text[: most - 2 - tail]}..{text[-tail:]}"
+
+
+def _groups_table(analysis: Analysis, *, narrow: bool) -> Table:
     numbers = [("units", True), ("params", True), ("MACs", True)]
     ends = [("made by", False)] if narrow else [("made by", False), ("consumed by", False)]
-    table = _table(("group", False), ("kind", False), *numbers, *ends)
-    most = len(analysis.parameter_names) + 10**6 if every else 1 if narrow else 2
+    table = table_of(("group", False), ("kind", False), *numbers, *ends)
     for one in analysis.groups:
         params, macs = analysis.shares[one.id]
         names = (
             [_roles(one, "producer")] if narrow else [_roles(one, "producer"), _roles(one, "consumer", "contracted")]
         )
         kind = one.kind if one.exact else f"{one.kind}, stat"
-        shown = [_some(each, most) for each in names]
-        _row(table, one.id, kind, str(one.size), count(params), count(macs), *shown)
+        add_row(table, one.id, kind, str(one.size), count(params), count(macs), *(", ".join(each) for each in names))
     return table
 
 
 def axis_report(report: AxisReport, out: Console) -> None:
     """An axis: its structure, its groups with all members, or the reason why it is never cut."""
-    _say(out, f"{report.tensor} axis {report.axis}: {_many(report.size, 'index')}, structure {report.space}")
+    say(out, f"{report.tensor} axis {report.axis}: {_many(report.size, 'index')}, structure {report.space}")
     for part in report.parts:
         if part.group is None:
-            _say(out, f"  {_many(part.size, 'index')} never cut: {part.reason}")
+            say(out, f"  {_many(part.size, 'index')} never cut: {part.reason}")
             continue
         one = part.group
         kind = "exact" if one.exact else "stat"
         of = "all" if part.size == one.size else str(part.size)
-        _say(out, f"  {of} of the {_many(one.size, 'unit')} of group {one.id} ({one.kind}, {kind})")
+        say(out, f"  {of} of the {_many(one.size, 'unit')} of group {one.id} ({one.kind}, {kind})")
         if part.reason:
-            _say(out, f"    {part.reason}")
+            say(out, f"    {part.reason}")
         for role in ("producer", "consumer", "contracted", "rider"):
             for name in _roles(one, role):
-                _say(out, f"    {role:<12}{name}")
+                say(out, f"    {role:<12}{name}")
 
 
 def _many(n: int, what: str) -> str:
@@ -152,28 +206,33 @@ def _many(n: int, what: str) -> str:
 
 def export_report(result: ExportResult, out: Console) -> None:
     """Asked, reached, proved, measured."""
-    table = _table(("", False), ("original", True), ("artefact", True), ("reached", True), ("asked", True))
+    table = table_of(("", False), ("original", True), ("artefact", True), ("reached", True), ("asked", True))
     for key, words in (("params", "parameters"), ("macs", "MACs")):
         was, now = result.original[key], result.reached[key]
         asked = str(result.manifest["options"][f"target_{key}"]) if key in result.asked else ""
         if asked and not asked.endswith("x"):  # an absolute number: say what share it is
             asked += f" ({result.asked[key] / was:.3f}x)"
-        _row(table, words, count(was), count(now), f"{now / was if was else 1.0:.3f}x", asked)
+        add_row(table, words, count(was), count(now), f"{now / was if was else 1.0:.3f}x", asked)
     if result.comparison is not None:
         c = result.comparison
         ratio = f"{c.ratio:.3f}x [{c.ratio_low:.3f}, {c.ratio_high:.3f}]"
-        _row(table, "median latency", f"{c.a.median_ms:.3f} ms", f"{c.b.median_ms:.3f} ms", ratio, "")
+        asked = "" if result.met is None else str(result.met.target)
+        add_row(table, "median latency", f"{c.a.median_ms:.3f} ms", f"{c.b.median_ms:.3f} ms", ratio, asked)
     out.print(table)
+    if result.met is not None:
+        from graphprune.report.latency import met_report
+
+        met_report(result.met, out)
     if result.verdict is not None:
-        _say(out, verdict_line(result.verdict))
+        say(out, verdict_line(result.verdict))
     else:
-        _say(out, "not verified (--no-verify)")
+        say(out, "not verified (--no-verify)")
     if result.comparison is not None:
-        _say(out, _conditions(result.comparison.fingerprint, result.comparison))
+        say(out, _conditions(result.comparison.fingerprint, result.comparison))
         if result.comparison.ratio_low > 1.0:
-            _say(out, "warning: the artefact is slower than the original here; try --align 8 (widths the kernels like)")
+            say(out, "warning: the artefact is slower than the original here; try --align 8 (widths the kernels like)")
     for note in result.notes:
-        _say(out, f"note: {note}")
+        say(out, f"note: {note}")
     out.print(
         _plain(f"written: {result.model}, {result.plan_path.name}, {result.manifest_path.name}"), soft_wrap=True
     )  # a path is never broken: it is copied from here
@@ -183,16 +242,17 @@ def verdict_line(verdict: Verdict) -> str:
     """One sentence."""
     said = "PASSED: equal to" if verdict.passed else "FAILED: differs from"
     by = "within" if verdict.passed else "by"
+    ways = f" and {verdict.ways} ways through its branches" if verdict.ways > 1 else ""
     return (
         f"{said} the masked original {by} {verdict.max_rel:.1e} relative, {verdict.max_abs:.1e} absolute "
-        f"({_many(verdict.samples, 'input')}, {verdict.dtype}, accepted {verdict.rtol:g} relative + {verdict.atol:g} "
-        "absolute)"
+        f"({_many(verdict.samples, 'input')}{ways}, {verdict.dtype}, accepted {verdict.rtol:g} relative + "
+        f"{verdict.atol:g} absolute)"
     )
 
 
 def verdict_report(verdict: Verdict, out: Console) -> None:
     """The sentence, printed."""
-    _say(out, verdict_line(verdict))
+    say(out, verdict_line(verdict))
 
 
 def _conditions(fingerprint: dict[str, object], result: Measurement | Comparison) -> str:
@@ -203,25 +263,100 @@ def _conditions(fingerprint: dict[str, object], result: Measurement | Comparison
     return f"measured on {fingerprint['backend']} {fingerprint['version']}, {named}, {counted}; {result.noise}"
 
 
-def comparison_report(names: Iterable[str], result: Measurement | Comparison, out: Console) -> None:
-    """Times of one or two networks, in milliseconds."""
-    from graphprune.latency.measure import Comparison
+def bench_report(found: Sequence[Bench], out: Console) -> None:
+    """Times of the networks on each backend, their ratios, and why not to trust them."""
+    for one in found:
+        if len(found) > 1:
+            say(out, f"{one.backend}:")
+        _bench_table(one, out)
+        for model, ratio in zip(one.models[1:], one.ratios, strict=True):
+            of = "" if len(one.models) == 2 else f" of {model} to {one.models[0]}"
+            kind = "ABBA blocks" if len(one.models) == 2 else "blocks"
+            interval = f"[{ratio.ratio_low:.3f}, {ratio.ratio_high:.3f}]"
+            say(out, f"ratio {ratio.ratio:.3f}x {interval}{of} ({ratio.confidence:.0%}, {ratio.blocks} {kind})")
+        batch = "" if one.batch is None else f"batch {one.batch}, "
+        say(out, batch + _conditions(one.measured[0].fingerprint, one.measured[0]))
+        for text in _bench_warnings(one):
+            say(out, f"warning: {text}")
+        for text in _missing_percentiles(one):
+            say(out, f"note: {text}")
+        if one is not found[-1]:
+            out.print()
+    _across_backends(found, out)
 
-    both = [result.a, result.b] if isinstance(result, Comparison) else [result]
-    shown = sorted({key for one in both for key in one.percentiles_ms})
-    table = _table(
-        ("model (times in ms)", False), ("median", True), (f"{both[0].confidence:.0%} interval", True),
-        ("mean", True), ("min", True), *((key, True) for key in shown), ("CoV", True), ("samples", True),
+
+_LONG = 32  # characters of a name from which the table has no room for it beside the figures
+
+
+def _bench_table(one: Bench, out: Console) -> None:
+    levels = sorted({key for each in one.measured for key in each.percentiles_ms}, key=lambda key: float(key[1:]))
+    table = table_of(
+        ("model (times in ms)", False), ("median", True), (f"{one.measured[0].confidence:.0%} interval", True),
+        ("mean", True), ("min", True), *((key, True) for key in levels), ("CoV", True), ("inferences/s", True),
+        ("samples", True),
     )  # fmt: skip
-    for name, one in zip(names, both, strict=True):
-        low, high = one.interval_ms
-        tail = [f"{one.percentiles_ms[key]:.3f}" if key in one.percentiles_ms else "" for key in shown]
-        _row(
-            table, name, f"{one.median_ms:.3f}", f"[{low:.3f}, {high:.3f}]", f"{one.mean_ms:.3f}", f"{one.min_ms:.3f}",
-            *tail, f"{one.cov:.1%}", str(one.iterations),
+    for name, each in zip(_short(one.models), one.measured, strict=True):
+        low, high = each.interval_ms
+        tail = [f"{each.percentiles_ms[key]:.3f}" if key in each.percentiles_ms else "" for key in levels]
+        add_row(
+            table, name, f"{each.median_ms:.3f}", f"[{low:.3f}, {high:.3f}]", f"{each.mean_ms:.3f}",
+            f"{each.min_ms:.3f}", *tail, f"{each.cov:.1%}", f"{each.throughput:.1f}", str(each.iterations),
         )  # fmt: skip
     out.print(table)
-    if isinstance(result, Comparison):
-        interval = f"[{result.ratio_low:.3f}, {result.ratio_high:.3f}]"
-        _say(out, f"ratio {result.ratio:.3f}x {interval} ({result.confidence:.0%}, {result.blocks} ABBA blocks)")
-    _say(out, _conditions(result.fingerprint, result))
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """The names without their folders, where they would be broken and still tell the networks apart without."""
+    last = [name.rpartition(os.sep)[2] for name in names]
+    tells = len(set(last)) == len(set(names))
+    return last if tells and max(map(len, names)) > _LONG else list(names)
+
+
+def _bench_warnings(one: Bench) -> list[str]:
+    many = len(one.models) > 1
+    own = [
+        f"{name}: {text}" if many else text
+        for name, each in zip(one.models, one.measured, strict=True)
+        for text in each.warnings()
+    ]
+    return [*own, *one.measured[0].noise.warnings()]
+
+
+def _missing_percentiles(one: Bench) -> list[str]:
+    """Percentiles that were asked for and for which there are too few samples."""
+    from graphprune.latency.statistics import samples_for
+
+    fewest = min(each.iterations for each in one.measured)
+    missing = [level for level in one.percentiles if samples_for(level) > fewest]
+    return [
+        f"p{level:g} takes {samples_for(level)} samples of each model: --iterations {samples_for(level)}"
+        for level in missing
+    ]
+
+
+def _across_backends(found: Sequence[Bench], out: Console) -> None:
+    from graphprune.latency.statistics import Estimate, ratio_of_medians
+
+    if len(found) > 1:
+        out.print()
+    for one in found[1:]:
+        for name, base, each in zip(one.models, found[0].measured, one.measured, strict=True):
+            a, b = (Estimate(each.median_ms, *each.interval_ms) for each in (base, each))
+            ratio = ratio_of_medians(b, a)
+            say(
+                out,
+                f"ratio {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}] of {one.backend} to "
+                f"{found[0].backend}, {name} (measured one after the other)",
+            )
+
+
+def backends_report(found: Sequence[tuple[str, Availability]], out: Console) -> None:
+    """A line per backend, and why the others cannot be used."""
+    table = table_of(("backend", False), ("version", False), ("devices", False), ("builds", False), ("times", False))
+    for name, there in found:
+        said = ["yes" if yes else "no" for yes in (there.builds, there.times)]
+        add_row(table, name, there.version or "", ", ".join(there.devices), *said)
+    out.print(table)
+    for name, there in found:
+        if there.reason:
+            say(out, f"{name}: {there.reason}")

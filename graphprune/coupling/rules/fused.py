@@ -38,9 +38,11 @@ def _fused_gemm(node: NodeView) -> str:
 
 @rule("MoE", domain=_MS)
 def _experts(node: NodeView) -> str:
-    """b* i, n e, e f i, e f, e o f, e o, e f i, e f -> b* o | whole: b n e i o: a hidden unit goes in all experts"""
+    """b* i, n e, e f i, e f, e o f, e o, e f i, e f -> b* o | whole: b n i o | stat: e: the router picks of them"""
     if str(node.attr("activation_type", "relu")) == "swiglu":
         raise Refuse("the two halves of its hidden units are interleaved or apart, by the provider")
+    chosen = int(node.attr("k", 1))
     return (
-        "b* i, n e, e f i, e f?, e o f, e o?, e f i?, e f? -> b* o | whole: b n e i o | macs: b i f + b f o | silent: 4"
+        "b* i, n e, e f i, e f?, e o f, e o?, e f i?, e f? -> b* o | whole: b n i o | stat: e "
+        f"| macs: {chosen} b i f + {chosen} b f o | silent: 4"
     )
