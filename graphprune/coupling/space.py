@@ -15,7 +15,7 @@ be split is made whole with a reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import gcd
@@ -23,7 +23,7 @@ from math import gcd
 from graphprune.errors import RuleError
 
 __all__ = ["ONE", "Form", "Refusal", "Space", "find", "free_leaves", "leaf", "leaves", "make_stat", "make_whole"]
-__all__ += ["prod", "show", "split", "sum_of", "unify", "whole"]
+__all__ += ["prod", "relate", "show", "split", "sum_of", "unify", "unit", "whole"]
 
 
 class Form(IntEnum):
@@ -95,6 +95,11 @@ def leaf(n: int) -> Space:
     return Space(Form.LEAF, n) if n > 1 else whole(n, _SINGLE)
 
 
+def unit() -> Space:
+    """A single unit that can go: a piece of an axis that an index list takes apart."""
+    return Space(Form.LEAF, 1)
+
+
 def whole(n: int, refusal: Refusal) -> Space:
     """A leaf of ``n`` units that is never cut."""
     if n == 1:
@@ -162,6 +167,17 @@ def leaves(space: Space) -> Iterator[Space]:
 def free_leaves(space: Space) -> Iterator[Space]:
     """The leaves that may still be cut."""
     return (one for one in leaves(space) if one.refusal is None)
+
+
+def relate(parts: Iterable[Space]) -> None:
+    """The free leaves of some pieces belong together, as the pieces of one leaf do."""
+    family = Kin()
+    for part in parts:
+        for one in free_leaves(part):
+            if one.kin is None:
+                one.kin = family
+            else:
+                one.kin.join(family)
 
 
 def make_whole(space: Space, refusal: Refusal) -> None:
@@ -383,19 +399,13 @@ def _split_product(space: Space, at: int) -> tuple[Space, Space]:
         one, other = split(first, rows)
         return prod([one, rest]), prod([other, rest])
     make_whole(rest, _STRADDLE)
-    family = Kin()
     above: Space | None = None
     if rows:
         above, first = split(first, rows)
     below: Space | None = None
     if find(first).n > 1:
         first, below = split(first, 1)
-    for part in (above, first, below):
-        for one in free_leaves(part) if part is not None else ():
-            if one.kin is None:
-                one.kin = family
-            else:
-                one.kin.join(family)
+    relate(part for part in (above, first, below) if part is not None)
     low, high = whole(extra, _STRADDLE), whole(rest.n - extra, _STRADDLE)
     heads = [prod([first, low])] if above is None else [prod([above, rest]), prod([first, low])]
     tails = [prod([first, high])] if below is None else [prod([first, high]), prod([below, rest])]

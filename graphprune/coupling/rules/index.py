@@ -8,7 +8,7 @@ from graphprune.coupling.registry import NodeView, Refuse, rule
 from graphprune.coupling.rules.norm import clause, letters
 from graphprune.ir.program import Array
 
-_RUNS = 4096  # segments of one axis beyond which an index list is not followed
+_RUNS = 4096  # segments of one axis, single units perhaps, beyond which an index list is not followed
 
 
 def picked(n: int, indices: Array, name: str) -> tuple[str, str, str]:
@@ -19,7 +19,7 @@ def picked(n: int, indices: Array, name: str) -> tuple[str, str, str]:
     breaks = np.flatnonzero(np.diff(chosen) != 1) + 1
     runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(chosen, breaks)]
     edges = sorted({0, n, *(edge for run in runs for edge in run)})
-    if len(edges) > _RUNS:
+    if len(edges) > _RUNS + 1:
         raise Refuse(f"it picks {len(runs)} separate runs of indices")
     pieces = [f"{name}_{start}" for start in edges[:-1]]
     at = {start: i for i, start in enumerate(edges)}
