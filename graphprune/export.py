@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphprune.coupling.groups import Grouping
+from graphprune.coupling.groups import Group, Grouping, Keep
 from graphprune.errors import InputError, NothingPrunableError, UsageError, VerificationError
-from graphprune.ir.files import output_folder
+from graphprune.ir.files import byte_count, output_folder, staging_folder
 from graphprune.ir.program import release
 from graphprune.ir.store import external_locations, sha256_of, write_onnx
 from graphprune.latency.measure import Comparison, MeasureOptions, measure
-from graphprune.passes.allocate import Allocation, Target, allocator
+from graphprune.latency.profile import ProfileOptions
+from graphprune.latency.table import read_table
+from graphprune.latency_target import LatencyModel, LatencyTarget, Met, meet
+from graphprune.passes.allocate import Allocator, Target, allocator
 from graphprune.passes.allocate.target import Quantity
 from graphprune.passes.files import keep_of, members_of, plan_document, read_plan, replay, write_plan
 from graphprune.passes.plan import Plan, PlanMember
-from graphprune.passes.score import criterion, score_groups
+from graphprune.passes.score import Scores, criterion, score_groups
 from graphprune.passes.selection import Selection
 from graphprune.passes.shrink import Shrink
 from graphprune.passes.verify import Verdict, Verify
@@ -31,7 +35,7 @@ from graphprune.report.manifest import manifest_document, to_bytes
 if TYPE_CHECKING:
     from graphprune.pipeline import Network
 
-__all__ = ["ExportOptions", "ExportResult", "check_targets", "export"]
+__all__ = ["ExportOptions", "ExportResult", "check_targets", "export", "export_family"]
 
 
 @dataclass(frozen=True)
@@ -40,25 +44,31 @@ class ExportOptions:
 
     Attributes:
         target_params, target_macs: ``"0.5x"`` of the original or an absolute number as text; None: no such target.
+        target_latency: ``"0.6x"`` of the original's measured time, or a time as ``"8ms"``.
+        latency_table: measured elsewhere, on the device, with ``graphprune profile``; None: this device's own.
         plan: a saved plan to replay instead of scoring and allocating.
         criterion, criterion_options: see :func:`graphprune.passes.score.criterion`.
-        allocation: ``global`` or ``uniform``.
+        allocation: ``global``, ``uniform`` or ``knapsack``; None: ``knapsack`` for a latency target, else ``global``.
         floor: least share of every group's units that stays.
         align: kept channels are multiples of it.
         include, exclude: name patterns, see :class:`graphprune.passes.selection.Selection`.
         stat: also cut groups over which a statistic is computed (inexact).
         verify: hold the artefact to the masked equivalence; ``verify_dtype`` is ``float32`` or ``float64``.
         measure: measure original and artefact in turn on this machine; None leaves it out.
+        max_shard_size: weights that take more are written to several data files, none larger: ``"2GB"``, ``"500MB"`` or
+            bytes.
         keep_source: for a module, leave the traced network beside the artefact as ``source.onnx``.
         seed: of random inputs and the random criterion.
     """
 
     target_params: str | None = None
     target_macs: str | None = None
+    target_latency: str | None = None
+    latency_table: Path | None = None
     plan: Path | None = None
     criterion: str = "magnitude"
     criterion_options: Mapping[str, Any] = field(default_factory=dict)
-    allocation: str = "global"
+    allocation: str | None = None
     floor: float = 0.1
     align: int = 1
     include: Sequence[str] = ()
@@ -70,6 +80,7 @@ class ExportOptions:
     atol: float = 1e-6
     rtol: float | None = None
     measure: MeasureOptions | None = field(default_factory=MeasureOptions)
+    max_shard_size: str | int | None = None
     keep_source: bool = False
     seed: int = 0
 
@@ -86,6 +97,7 @@ class ExportResult:
         verdict: of the masked equivalence; None if it was not asked for.
         comparison: measured latency of the artefact against the original; None if it was not asked for.
         manifest: everything above and more, as written.
+        met: how a latency target was met; None where there was none.
     """
 
     folder: Path
@@ -100,6 +112,7 @@ class ExportResult:
     comparison: Comparison | None
     notes: tuple[str, ...]
     manifest: Mapping[str, Any]
+    met: Met | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The manifest."""
@@ -117,10 +130,19 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
         (options.target_macs, "macs"),
     )
     targets = [Target.parse(text, quantity) for text, quantity in asked if text is not None]
-    if not targets and options.plan is None:
-        raise UsageError("say what to reach: --target-params 0.5x, --target-macs 0.7x, or --plan FILE to replay a plan")
-    if targets and options.plan is not None:
+    latency = None if options.target_latency is None else LatencyTarget.parse(options.target_latency)
+    if not targets and latency is None and options.plan is None:
+        raise UsageError(
+            "say what to reach: --target-latency 0.6x, --target-params 0.5x, --target-macs 0.7x, or --plan FILE to "
+            "replay a plan"
+        )
+    if (targets or latency is not None) and options.plan is not None:
         raise UsageError("a plan that is replayed (--plan) takes no target; leave one of them out")
+    if latency is not None and options.measure is None:
+        raise UsageError("a latency target is met by measuring: leave out --no-measure, or ask for --target-macs")
+    if latency is None and options.latency_table is not None:
+        raise UsageError("--latency-table serves a latency target; add --target-latency, or leave the table out")
+    shard_size(options)
     folder = Path(out)
     made = _missing(folder)
     output_folder(folder)
@@ -131,6 +153,7 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
     return targets
 
 
+_DATA = re.compile(r"model(-\d{5}-of-\d{5})?\.onnx\.data", re.ASCII)
 _ARTEFACTS = ("model.onnx", "model.onnx.data", "source.onnx", "source.onnx.data", "plan.json", "manifest.json")
 
 
@@ -150,8 +173,37 @@ def export(network: Network, out: Path, options: ExportOptions) -> ExportResult:
     return _Export(network, out, options).run()
 
 
+def export_family(network: Network, out: Path, options: ExportOptions, targets: Sequence[str]) -> list[ExportResult]:
+    """One artefact per latency target, in a folder named after it, from one set of step curves.
+
+    Raises what :func:`export` raises; the artefacts of targets that were met before it stay.
+    """
+    results = []
+    model: LatencyModel | None = None
+    for text in targets:
+        job = _Export(network, out / text.strip(), replace(options, target_latency=text), model)
+        results.append(job.run())
+        model = job.model
+    return results
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What stays, the limits asked for, what the user should know, and how a latency target was met."""
+
+    plan: Plan
+    asked: Mapping[str, int]
+    notes: tuple[str, ...]
+    met: Met | None = None
+
+
+def _whole(network: Network) -> dict[Quantity, int]:
+    return {"params": network.cost.params({}), "macs": network.cost.macs({})}
+
+
 class _Export:
-    def __init__(self, network: Network, out: Path, options: ExportOptions) -> None:
+    def __init__(self, network: Network, out: Path, options: ExportOptions, model: LatencyModel | None = None) -> None:
+        self.model = model
         self.network = network
         self.options = options
         self.targets = check_targets(options, out)
@@ -162,11 +214,10 @@ class _Export:
     def run(self) -> ExportResult:
         """All steps; files appear in the folder only when everything held."""
         made = _missing(self.out)
-        staging = Path(tempfile.mkdtemp(prefix=".graphprune-", dir=output_folder(self.out)))
         try:
-            return self._run(staging)
+            with staging_folder(output_folder(self.out)) as staging:
+                return self._run(staging)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
             _remove_empty(made)  # stays where something was written
 
     def _spare_the_source(self) -> None:
@@ -174,35 +225,33 @@ class _Export:
         if source is None:
             return
         files = [source, *(source.parent / name for name in external_locations(self.network.program.model))]
-        for name in _ARTEFACTS:
+        for target in [self.out / name for name in _ARTEFACTS] + [*self.out.glob("model-*.onnx.data")]:
             for one in files:
-                target = self.out / name
                 if target.exists() and one.exists() and os.path.samefile(target, one):
                     raise UsageError(f"'{target}' would overwrite the source; choose another output folder")
 
     def _run(self, staging: Path) -> ExportResult:
         network, options = self.network, self.options
-        allocation, plan, notes = self._plan()
-        keep = keep_of(plan, network.grouping)
         source = self._source(staging)
+        choice = self._choose(source["path"], staging)
+        plan = choice.plan
+        keep = keep_of(plan, network.grouping)
         document = plan_document(plan, network.grouping, source["sha256"])
         with timed(self.seconds, "shrink"):
-            # A source that keeps its data beside it gets such an artefact: it can be run without being read as a whole.
-            external = True if external_locations(network.program.model) else None
-            written = write_onnx(Shrink(keep)(network.grouping), staging / "model.onnx", external=external)
+            written = self._write(keep, staging / "model.onnx", shard_size(options))
             release(network.program.model)
         (staging / "plan.json").write_bytes(write_plan(document))
         inexact = [one.id for one in network.grouping.groups if one.id in keep and not one.exact]
         verdict = self._verified(staging, members_of(network.grouping, keep), inexact)
-        comparison = None
-        if options.measure is not None:
+        comparison = choice.met.comparison if choice.met is not None else None
+        if comparison is None and options.measure is not None:
             with timed(self.seconds, "measure"):
                 result = measure(source["path"], staging / "model.onnx", network.program.examples, options.measure)
             assert isinstance(result, Comparison)
             comparison = result
-        original = {"params": network.cost.params({}), "macs": network.cost.macs({})}
+        original = {str(quantity): amount for quantity, amount in _whole(network).items()}
         reached = {"params": network.cost.params(keep), "macs": network.cost.macs(keep)}
-        asked: dict[str, int] = dict(allocation.asked.items()) if allocation is not None else {}
+        asked = dict(choice.asked)
         manifest = manifest_document(
             network=network,
             options=options,
@@ -214,15 +263,21 @@ class _Export:
             reached=reached,
             verdict=verdict,
             comparison=comparison,
-            notes=notes,
+            met=choice.met,
+            model=self.model,
+            notes=choice.notes,
             seconds={**network.seconds, **self.seconds},
         )
         (staging / "manifest.json").write_bytes(to_bytes(manifest))
         names = [*(path.name for path in written), "plan.json", "manifest.json"]
         if options.keep_source and network.source is None:
             names += [Path(name).name for name in source["files"]]
+        earlier = _data_listed(self.out / "manifest.json")
         for name in names:  # the manifest last: where it is, everything is
             os.replace(staging / name, self.out / name)
+        for name in earlier - set(names):  # the data of the model that was there before
+            with suppress(OSError):
+                os.unlink(self.out / name)
         return ExportResult(
             self.out,
             self.out / "model.onnx",
@@ -234,17 +289,19 @@ class _Export:
             asked,
             verdict,
             comparison,
-            notes,
+            choice.notes,
             manifest,
+            choice.met,
         )
 
-    def _plan(self) -> tuple[Allocation | None, Plan, tuple[str, ...]]:
+    def _choose(self, source: Path, staging: Path) -> _Choice:
+        """What stays: the plan that was given, or scores and an allocation to the targets."""
         network, options = self.network, self.options
         grouping = network.grouping
         if options.plan is not None:
             saved = replay(read_plan(options.plan), grouping)
             idle = "the plan removes nothing: the artefact computes what the source computes"
-            return None, saved, () if saved.kept else (idle,)
+            return _Choice(saved, {}, () if saved.kept else (idle,))
         chosen = Selection(options.include, options.exclude, options.stat)(grouping, network.program.parameter_names)
         if not chosen:
             raise NothingPrunableError(_why_nothing(grouping, options.stat))
@@ -253,10 +310,49 @@ class _Export:
         with timed(self.seconds, "score"):
             scores = score_groups(ranking, chosen, network.program.tensor, scales=grouping.scales)
             release(network.program.model)
-        with timed(self.seconds, "allocate"):
-            method = allocator(options.allocation, floor=options.floor, align=options.align)
-            allocation = method.allocate(chosen, scores, network.cost, self.targets)
-        return allocation, allocation.plan, (*scores.notes, *allocation.notes)
+        default = "global" if options.target_latency is None else "knapsack"
+        method = allocator(options.allocation or default, floor=options.floor, align=options.align)
+        if options.target_latency is None:
+            with timed(self.seconds, "allocate"):
+                allocation = method.allocate(chosen, scores, network.cost, self.targets)
+            asked = {str(quantity): limit for quantity, limit in allocation.asked.items()}
+            return _Choice(allocation.plan, asked, (*scores.notes, *allocation.notes))
+        met = self._meet(chosen, scores, method, source, staging)
+        asked = {one.quantity: one.limit(_whole(network)[one.quantity]) for one in self.targets}
+        return _Choice(met.plan, asked, (*scores.notes, *met.notes), met)
+
+    def _meet(self, chosen: Sequence[Group], scores: Scores, method: Allocator, source: Path, staging: Path) -> Met:
+        """Step curves, and as many candidates as it takes."""
+        network, options = self.network, self.options
+        timing = options.measure
+        assert timing is not None and options.target_latency is not None
+        feeds = network.program.examples
+        candidate = staging / "candidate" / "model.onnx"
+
+        def write(keep: Keep, path: Path) -> None:
+            path.parent.mkdir(exist_ok=True)
+            self._write(keep, path, None)
+
+        def build(plan: Plan) -> Path:
+            shutil.rmtree(candidate.parent, ignore_errors=True)
+            write(keep_of(plan, network.grouping), candidate)
+            return candidate
+
+        if self.model is None:
+            profile = ProfileOptions(timing.backend, timing.backend_options, floor=options.floor, seed=options.seed)
+            table = None if options.latency_table is None else read_table(options.latency_table)
+            with timed(self.seconds, "profile"):
+                self.model = LatencyModel.of(network.grouping, chosen, source, write, feeds, profile, table=table)
+        target = LatencyTarget.parse(options.target_latency)
+        with timed(self.seconds, "meet"):
+            return meet(
+                target, self.model, chosen, scores, network.cost, method, self.targets, source, build, feeds, timing
+            )
+
+    def _write(self, keep: Keep, path: Path, limit: int | None) -> tuple[Path, ...]:
+        # A source that keeps its data beside it gets such an artefact: it can be run without being read as a whole.
+        external = True if external_locations(self.network.program.model) else None
+        return write_onnx(Shrink(keep)(self.network.grouping), path, external=external, max_shard_size=limit)
 
     def _source(self, staging: Path) -> dict[str, Any]:
         """The file that the plan speaks of: the user's, or the traced network written out."""
@@ -298,6 +394,21 @@ class _Export:
                 f"and {verdict.atol:g} absolute. {advice}"
             )
         return verdict
+
+
+def shard_size(options: ExportOptions) -> int | None:
+    """The largest data file to be written, in bytes. Raises UsageError."""
+    text = options.max_shard_size
+    return None if text is None else byte_count(str(text), "--max-shard-size")
+
+
+def _data_listed(manifest: Path) -> set[str]:
+    """Data files that an earlier export wrote beside its model, as its manifest says; other names are not believed."""
+    try:
+        names = set(json.loads(manifest.read_bytes())["artefact"]["sha256"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return set()
+    return {name for name in names if isinstance(name, str) and _DATA.fullmatch(name)}
 
 
 def _why_nothing(grouping: Grouping, stat: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from graphprune.cli.options import (
     threads_option,
     warm_up_ms_option,
 )
+from graphprune.cli.runtimes import affinity_option, backend_option, device_option, runtimes, setting_option
 
 
 def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -38,6 +40,11 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
 @click.command("export")
 @click.argument("model")
 @click.option("-o", "--output", "out", required=True, metavar="DIR", help="Folder for the artefacts.")
+@click.option(
+    "--target-latency", metavar="T[,T...]",
+    help="Measured time of one inference: 0.6x of the original, or 8ms. Several, separated by commas, give one "
+    "artefact each from one set of step curves.",
+)  # fmt: skip
 @click.option("--target-params", metavar="T", help="Parameters: 0.5x of the original, or a number (800k, 12.5M).")
 @click.option("--target-macs", metavar="T", help="Multiply-accumulates: 0.5x of the original, or a number (1.2G).")
 @click.option("--plan", type=click.Path(path_type=Path), metavar="FILE", help="Replay a saved plan instead.")
@@ -47,7 +54,14 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
     "--criterion-option", "criterion_options", multiple=True, callback=_criterion_options, metavar="KEY=VALUE",
     help="An option of the criterion, such as p=1 or normalize=max. Repeatable.",
 )  # fmt: skip
-@click.option("--allocation", default="global", show_default=True, help="global or uniform.")
+@click.option(
+    "--allocation", metavar="NAME",
+    help="global, uniform or knapsack.  [default: knapsack for a latency target, else global]",
+)  # fmt: skip
+@click.option(
+    "--latency-table", type=click.Path(path_type=Path), metavar="FILE",
+    help="Step curves from `graphprune profile`, instead of this machine's own.",
+)  # fmt: skip
 @click.option(
     "--floor", type=click.FloatRange(0.0, 1.0), default=0.1, show_default=True, metavar="X",
     help="Least share of every group's units that stays (one unit at least).",
@@ -73,7 +87,15 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Measure original and artefact in turn.")
 @duration_option("3s")
 @warm_up_ms_option()
+@backend_option()
+@device_option()
+@setting_option()
 @threads_option()
+@affinity_option()
+@click.option(
+    "--max-shard-size", metavar="SIZE",
+    help="Weights that take more go to several data files, none larger: 500MB, 2GB, 2GiB.",
+)  # fmt: skip
 @click.option("--keep-source", is_flag=True, help="For a module: leave the traced network as source.onnx.")
 @seed_option()
 @json_option()
@@ -84,7 +106,12 @@ def command(
     measure: bool,
     duration: float,
     warm_up_ms: float,
+    backend: tuple[str, ...],
+    device: tuple[str, ...],
+    setting: tuple[str, ...],
     threads: int | None,
+    affinity: tuple[int, ...],
+    target_latency: str | None,
     seed: int,
     json_output: bool,
     **options: Any,
@@ -93,24 +120,44 @@ def command(
 
     MODEL is an ONNX file, or file.py:factory or package.module:factory for a PyTorch module.
 
-    Exit codes: 0 done; 2 usage or unreadable input; 3 target cannot be met; 4 verification failed; 6 nothing prunable.
+    Exit codes: 0 done; 2 usage or unreadable input; 3 target cannot be met; 4 verification failed; 5 too noisy to say;
+    6 nothing prunable.
     """
-    from graphprune.backends.base import BackendOptions
-    from graphprune.export import ExportOptions, check_targets
+    from graphprune.errors import UsageError
+    from graphprune.export import ExportOptions, check_targets, export_family
     from graphprune.latency.measure import MeasureOptions
     from graphprune.pipeline import load
+    from graphprune.report.latency import family_report
     from graphprune.report.tables import console, export_report
 
+    chosen = runtimes(backend, device, setting, threads=threads, affinity=affinity)
+    if len(chosen) > 1:
+        raise UsageError(
+            f"export measures on one backend, not on {' and '.join(chosen)}; `graphprune bench` takes several"
+        )
+    (name, runtime), *_ = chosen.items()
+    several = [text.strip() for text in (target_latency or "").split(",") if text.strip()]
     timing = MeasureOptions(
         duration=duration,
         warm_up_ms=warm_up_ms,
         warm_up_cap_ms=max(2000.0, 2 * warm_up_ms),
+        max_width=0.03 if several else None,
         seed=seed,
-        backend_options=BackendOptions(threads=threads),
+        backend=name,
+        backend_options=runtime,
     )
     asked = ExportOptions(measure=timing if measure else None, seed=seed, **options)
-    check_targets(asked, out)  # before any work
-    result = load(model, input_shapes=input_shapes, seed=seed).export(out, asked)
+    for text in several or (None,):  # before any work
+        check_targets(replace(asked, target_latency=text), out)
+    network = load(model, input_shapes=input_shapes, seed=seed)
+    if len(several) > 1:
+        results = export_family(network, Path(out), asked, several)
+        if json_output:
+            click.echo(json.dumps([result.to_json() for result in results], indent=2))
+        else:
+            family_report(results, console())
+        return
+    result = network.export(out, replace(asked, target_latency=several[0] if several else None))
     if json_output:
         click.echo(json.dumps(result.to_json(), indent=2))
     else:

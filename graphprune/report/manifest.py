@@ -18,6 +18,7 @@ from graphprune.passes.verify import Verdict
 if TYPE_CHECKING:
     from graphprune.coupling.groups import Group
     from graphprune.export import ExportOptions
+    from graphprune.latency_target import LatencyModel, Met
     from graphprune.pipeline import Analysis, Network
 
 __all__ = ["analysis_document", "manifest_document", "to_bytes"]
@@ -60,6 +61,7 @@ def analysis_document(analysis: Analysis) -> dict[str, Any]:
         "governed_macs": analysis.governed_macs,
         "input_shapes": {name: list(shape) for name, shape in analysis.input_shapes.items()},
         "groups": groups,
+        "uncut": [asdict(one) for one in analysis.uncut],
         "refusals": list(analysis.refusals),
         "notes": list(analysis.notes),
         "seconds": dict(analysis.seconds),
@@ -78,6 +80,8 @@ def manifest_document(
     reached: Mapping[str, int],
     verdict: Verdict | None,
     comparison: Comparison | None,
+    met: Met | None,
+    model: LatencyModel | None,
     notes: Sequence[str],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -112,10 +116,52 @@ def manifest_document(
         "refusals": [asdict(refusal) for refusal in network.grouping.coupling.refusals],
         "verification": None if verdict is None else asdict(verdict),
         "latency": None if comparison is None else comparison.to_json(),
+        "latency_target": None if met is None or model is None else _latency_target(met, model, network),
         "parameter_names": dict(names),
         "notes": [*network.program.notes, *notes],
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
+
+
+def _latency_target(met: Met, model: LatencyModel, network: Network) -> dict[str, Any]:
+    """How a latency target was met: the candidates, the grains found, and the time by layer before and after."""
+    kept = {name: float(len(units)) for name, units in met.plan.kept.items()}
+    before, after = dict(model.sizes), {**model.sizes, **kept}
+    curves = model.curves
+    return {
+        "asked": str(met.target),
+        "share": met.share,
+        "method": met.method,
+        "chosen": met.chosen,
+        "rounds": [asdict(one) for one in met.rounds],
+        "grains": [asdict(one) for one in curves.grains if one.block > 1 or one.alignment > 1],
+        "prediction_errors": list(model.errors),
+        "profile_seconds": model.seconds,
+        "layers": [
+            {
+                "name": layer.name,
+                "operators": list(dict.fromkeys(layer.operators)),
+                "groups": list(layer.groups),
+                "ms_before": float(curves.layer_time(index, before)) / 1e6,
+                "ms_after": float(curves.layer_time(index, after)) / 1e6,
+            }
+            for index, layer in enumerate(model.layers)
+        ],
+        "curves": [
+            {"group": one.id, **_curve(model, one.id, one.size, before), "kept": int(after[one.id])}
+            for one in network.grouping.groups
+            if one.id in met.plan.kept
+        ],
+    }
+
+
+def _curve(model: LatencyModel, group: str, size: int, counts: Mapping[str, float]) -> dict[str, list[float]]:
+    """A group's step curve, everything else whole: at most 128 widths."""
+    import numpy as np
+
+    widths = np.unique(np.linspace(1, size, min(size, 128)).round())
+    ms = model.curves.sweep(group, widths, counts) / 1e6
+    return {"widths": widths.tolist(), "ms": [round(one, 5) for one in ms.tolist()]}
 
 
 def _plain(value: Any) -> Any:

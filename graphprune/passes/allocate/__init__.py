@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from graphprune.passes.allocate.methods import Allocator, Global, Uniform
+from graphprune.passes.allocate.knapsack import Resource, WidthProblem
+from graphprune.passes.allocate.limits import cost_resources
+from graphprune.passes.allocate.methods import Allocator, Global, Knapsack, Uniform, widths_of
 from graphprune.passes.allocate.search import Allocation
 from graphprune.passes.allocate.target import Quantity, Target
 from graphprune.passes.score.registry import create
@@ -14,13 +16,18 @@ __all__ = [
     "Allocation",
     "Allocator",
     "Global",
+    "Knapsack",
     "Quantity",
+    "Resource",
     "Target",
     "Uniform",
+    "WidthProblem",
     "allocator",
+    "cost_resources",
+    "widths_of",
 ]
 
-ALLOCATORS: Mapping[str, Callable[..., Allocator]] = {"global": Global, "uniform": Uniform}
+ALLOCATORS: Mapping[str, Callable[..., Allocator]] = {"global": Global, "uniform": Uniform, "knapsack": Knapsack}
 
 
 def allocator(name: str, **options: object) -> Allocator:

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 
 from graphprune.errors import NothingPrunableError, UsageError
+from graphprune.passes.allocate.knapsack import WidthProblem
+from graphprune.passes.allocate.limits import cost_resources
 from graphprune.passes.allocate.search import Allocation, allocate_steps
-from graphprune.passes.allocate.steps import Ints, StepKeys, check_limits, make_steps, run_length
+from graphprune.passes.allocate.steps import Ints, StepKeys, Steps, check_limits, make_steps, run_length
 from graphprune.passes.allocate.target import Target
+from graphprune.passes.cost import Cost
+from graphprune.passes.files import keep_of
 from graphprune.passes.plan import CostModel
 from graphprune.passes.score.base import Floats, Scores
 
@@ -116,6 +120,52 @@ class Global(_Shared):
     ) -> Allocation:
         """The plan that meets every target; raises ``TargetError``, ``NothingPrunableError`` or ``UsageError``."""
         return self._allocate(groups, scores, cost, target, _mean_score)
+
+
+@dataclass(frozen=True)
+class Knapsack(_Shared):
+    """The widths that keep the most importance within the targets; see :mod:`graphprune.passes.allocate.knapsack`.
+
+    Unlike a threshold over all units, it sees that a unit of one group costs more than one of another. Alignment is
+    found from the costs where these are measured times, so ``align`` need not be set.
+    """
+
+    name: ClassVar[str] = "knapsack"
+
+    def allocate(
+        self, groups: Sequence[Group], scores: Scores, cost: CostModel, target: Target | Sequence[Target]
+    ) -> Allocation:
+        """The plan that meets every target; raises ``TargetError``, ``NothingPrunableError`` or ``UsageError``."""
+        targets = (target,) if isinstance(target, Target) else tuple(target)
+        steps = widths_of(groups, scores, self)
+        chosen = {one.id for one in steps.groups}
+        assert isinstance(cost, Cost)
+        fixed = {one.id: float(one.size) for one in cost.grouping.groups if one.id not in chosen}
+        resources = cost_resources(cost, targets)
+        plan = steps.plan(WidthProblem(steps, scores, resources, fixed).solve().counts)
+        keep = keep_of(plan, cost.grouping)
+        return Allocation(
+            plan,
+            {"params": cost.params({}), "macs": cost.macs({})},
+            {one.quantity: int(resource.limit) for one, resource in zip(targets, resources, strict=True)},
+            {"params": cost.params(keep), "macs": cost.macs(keep)},
+        )
+
+
+def widths_of(groups: Sequence[Group], scores: Scores, allocator: Allocator) -> Steps:
+    """The counts that an allocator's options allow each group. Raises ``NothingPrunableError``."""
+    assert isinstance(allocator, _Shared)
+    prunable = [each for each in groups if each.refusal is None and each.size > 1]
+    if not prunable:
+        raise NothingPrunableError(_why_nothing(groups))
+    return make_steps(
+        prunable,
+        scores,
+        _mean_score,
+        floor=allocator.floor,
+        max_ratio=allocator.max_ratio,
+        multiple_of=allocator._multiple,
+    )
 
 
 def _kept_fraction(group: Group, counts: Ints, ascending: Floats) -> Floats:

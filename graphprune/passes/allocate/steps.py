@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.errors import InputError, UsageError
+from graphprune.passes.plan import Plan
 from graphprune.passes.score.base import Floats, Scores
 
 if TYPE_CHECKING:
@@ -92,6 +93,14 @@ class Steps:
             if level < counts.size - 1:
                 masks[group.id] = rank >= group.size - counts[level]
         return masks
+
+    def plan(self, counts: Mapping[str, int]) -> Plan:
+        """The plan that keeps so many units of each group, the last in the order of removal."""
+        kept = {}
+        for group, rank in zip(self.groups, self.rank, strict=True):
+            if counts[group.id] < group.size:
+                kept[group.id] = np.flatnonzero(rank >= group.size - counts[group.id]).astype(np.int64)
+        return Plan(kept)
 
     @property
     def top(self) -> Ints:

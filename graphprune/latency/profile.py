@@ -1,0 +1,268 @@
+"""Measures what step curves are fitted to: whole networks of several widths, layer by layer.
+
+Layers are timed where they will run: within the whole network, with the fusions, layouts and caches that they have
+there. A network alone gives one width per layer, so it is cut to many *scenarios*. The runtime's own trace tells how a
+scenario's time is shared among its layers, but being watched costs time; how much the whole takes is therefore
+measured unwatched, in turn with the original network, so that a machine that gets slower meanwhile does not matter.
+
+New scenarios are added until the curves predict those that they have not seen.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphprune import progress
+from graphprune.backends.base import BackendOptions
+from graphprune.errors import UsageError
+from graphprune.latency.curves import Floats, Points, StepCurves, fit_curves
+from graphprune.latency.layers import Layer
+from graphprune.latency.process import run_worker
+
+if TYPE_CHECKING:
+    from graphprune.coupling.groups import Group, Keep, Mask
+
+__all__ = ["ProfileOptions", "Profiled", "Scenario", "profile_network", "scenarios", "spread"]
+
+# Multiples in which random widths are drawn, in turn: most where kernels like them, some to see what the others cost.
+_GRAINS = (16, 8, 32, 4, 16, 1, 8, 2)
+_BATCH = 8
+_BATCH_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """How to profile.
+
+    Attributes:
+        backend, backend_options: see :class:`graphprune.latency.measure.MeasureOptions`.
+        seconds: Wall time after which no more scenarios are added.
+        fewest, most: Scenarios.
+        error, tail: Stop when the median and the 90th percentile of the relative error of the last batch's predicted
+            times are below these.
+        floor: Least share of a group's units in a scenario.
+        seed: Of the scenarios.
+    """
+
+    backend: str = "onnxruntime"
+    backend_options: BackendOptions = field(default_factory=BackendOptions)
+    seconds: float = 240.0
+    fewest: int = 24
+    most: int = 72
+    error: float = 0.03
+    tail: float = 0.08
+    floor: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.fewest <= self.most:
+            raise UsageError(f"fewest={self.fewest}, most={self.most}: give 2 or more, and not more than the most.")
+        if not (self.seconds > 0 and self.error > 0 and self.tail > 0 and 0 <= self.floor < 1):
+            raise UsageError("seconds, error and tail are above 0, and floor is a share below 1.")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One network of other widths, measured.
+
+    ``counts``: kept units of every group; ``ratio``: its time over the original's; ``layer_ns``: its time shared among
+    the layers, shape ``(layers,)``, which sum up to ``ratio`` times the original's.
+    """
+
+    counts: Mapping[str, int]
+    ratio: float
+    layer_ns: Floats
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What was measured of a network.
+
+    Attributes:
+        points: By layer signature.
+        original_ns: Median time of the original.
+        errors: Relative errors of the scenarios' predicted times, each by curves that had not seen it.
+        seconds: Wall time.
+        fingerprint: What the times are valid for.
+    """
+
+    points: Mapping[str, Points]
+    original_ns: float
+    errors: tuple[float, ...]
+    seconds: float
+    fingerprint: Mapping[str, Any]
+
+
+def profile_network(
+    layers: Sequence[Layer],
+    groups: Sequence[Group],
+    sizes: Mapping[str, int],
+    source: Path,
+    write: Callable[[Keep, Path], None],
+    feeds: Mapping[str, np.ndarray],
+    options: ProfileOptions,
+) -> Profiled:
+    """Measure scenarios until the curves predict what comes next.
+
+    Args:
+        layers: of the network, see :func:`graphprune.latency.layers.layers_of`.
+        groups: those that may be cut.
+        sizes: units of every group of the network.
+        source: the original's file.
+        write: writes the network that keeps the given units to a file.
+        feeds: one array per input.
+        options: see :class:`ProfileOptions`.
+    """
+    start = time.monotonic()
+    measured: list[Scenario] = []
+    errors: list[float] = []
+    original: list[float] = []
+    fingerprint: Mapping[str, Any] = {}
+    draw = scenarios(groups, options.floor, options.seed)
+    with progress.step("profile"):
+        while len(measured) < options.most:
+            batch = [next(draw) for _ in range(_batch(source, len(measured)))]
+            found, base, fingerprint = _measure(layers, sizes, source, write, feeds, options, batch)
+            late = []
+            if measured:
+                curves = fit_curves(layers, points_of(layers, measured, float(np.median(original))))
+                late = [abs(_predict(curves, one, float(np.median(original))) / one.ratio - 1) for one in found]
+                errors += late
+            measured += found
+            original += base
+            progress.advance(len(measured) / options.most)
+            settled = late and np.median(late) <= options.error and np.quantile(late, 0.9) <= options.tail
+            if (settled and len(measured) >= options.fewest) or time.monotonic() - start > options.seconds:
+                break
+    original_ns = float(np.median(original))
+    points = points_of(layers, measured, original_ns)
+    return Profiled(points, original_ns, tuple(errors), time.monotonic() - start, fingerprint)
+
+
+def _batch(source: Path, done: int) -> int:
+    """Scenarios of the next batch; the first is larger, since nothing can be predicted before."""
+    fits = max(2, int(_BATCH_BYTES // max(1, source.stat().st_size)))
+    return min(_BATCH if done else 2 * _BATCH, fits)
+
+
+def points_of(layers: Sequence[Layer], measured: Sequence[Scenario], original_ns: float) -> dict[str, Points]:
+    """The scenarios' layer times by signature, in nanoseconds."""
+    points: dict[str, Points] = {}
+    for index, layer in enumerate(layers):
+        widths = np.array([[one.counts[name] for name in layer.groups] for one in measured], dtype=np.float64)
+        found = Points(
+            widths.reshape(len(measured), len(layer.groups)),
+            np.array([one.layer_ns[index] for one in measured]) * original_ns,
+        )
+        points[layer.signature] = points[layer.signature] + found if layer.signature in points else found
+    return points
+
+
+def _predict(curves: StepCurves, one: Scenario, original_ns: float) -> float:
+    return float(curves.time({name: float(count) for name, count in one.counts.items()})) / original_ns
+
+
+def scenarios(groups: Sequence[Group], floor: float, seed: int) -> Iterator[dict[str, Mask]]:
+    """Kept units of the groups, without end: the original, even cuts, then random ones of every grain."""
+    for share in (1.0, 0.75, 0.5, 0.25, 0.875, 0.625, 0.375):
+        yield {one.id: spread(one, _rounded(one, share, 32, floor)) for one in groups}
+    generator = np.random.default_rng(seed)
+    index = 0
+    while True:
+        grain = _GRAINS[index % len(_GRAINS)]
+        level = generator.uniform(0.25, 1.0)
+        shares = np.clip(level * generator.uniform(0.5, 1.5, len(groups)), floor, 1.0)
+        yield {
+            one.id: spread(one, _rounded(one, float(share), grain, floor))
+            for one, share in zip(groups, shares, strict=True)
+        }
+        index += 1
+
+
+def _rounded(group: Group, share: float, grain: int, floor: float) -> int:
+    """A count near ``share`` of the group: a multiple of ``grain`` channels where the group is large enough for it."""
+    while grain > 1 and group.size < 2 * grain:
+        grain //= 2
+    count = round(share * group.size / grain) * grain
+    least = max(1, math.ceil(floor * group.size))
+    return min(group.size, max(count, -(-least // grain) * grain))
+
+
+def spread(group: Group, count: int) -> Mask:
+    """``count`` units spread evenly, with one of each set of which one has to stay."""
+    kept = np.zeros(group.size, dtype=np.bool_)
+    for units in group.covers:
+        if not kept[units].any():
+            kept[units[0]] = True
+    free = np.flatnonzero(~kept)
+    missing = count - int(kept.sum())
+    if missing > 0:
+        kept[free[np.linspace(0, len(free) - 1, missing).round().astype(int)]] = True
+    return kept
+
+
+def _measure(
+    layers: Sequence[Layer],
+    sizes: Mapping[str, int],
+    source: Path,
+    write: Callable[[Keep, Path], None],
+    feeds: Mapping[str, np.ndarray],
+    options: ProfileOptions,
+    batch: Sequence[Mapping[str, Mask]],
+) -> tuple[list[Scenario], list[float], Mapping[str, Any]]:
+    """One process that measures a batch. Also the original's times in nanoseconds, one per scenario."""
+    with tempfile.TemporaryDirectory(prefix="graphprune-profile-") as name:
+        models = []
+        for index, kept in enumerate(batch):
+            models.append(Path(name) / f"{index}" / "model.onnx")
+            models[-1].parent.mkdir()
+            write({key: mask for key, mask in kept.items() if not mask.all()}, models[-1])
+        job = {
+            "task": "profile",
+            "models": [str(source.resolve()), *map(str, models)],
+            "inputs": list(feeds),
+            "backend": options.backend,
+            "options": options.backend_options.to_json() | {"spinning": False},  # two networks in turn: see ``measure``
+            "duration": 0.25,
+            "fewest": 2,
+            "runs": 8,
+            "warm_up_ms": 20.0,
+            "warm_up_cap_ms": 400.0,
+            "seed": options.seed,
+        }
+        result, samples = run_worker(job, feeds, None)
+    found = []
+    for index, kept in enumerate(batch):
+        base, own = samples[2 * index], samples[2 * index + 1]
+        ratio = float(np.median(_blocks(own) / _blocks(base)))
+        shares = _shares(layers, result["layers"][index])
+        counts = {**sizes, **{key: int(mask.sum()) for key, mask in kept.items()}}
+        found.append(Scenario(counts, ratio, shares * ratio))
+    return found, [float(np.median(samples[2 * index])) for index in range(len(batch))], result["fingerprint"]
+
+
+def _blocks(samples: np.ndarray) -> Floats:
+    sums: Floats = np.asarray(samples, dtype=np.float64).reshape(-1, 2).sum(axis=1)
+    return sums
+
+
+def _shares(layers: Sequence[Layer], times: Sequence[Mapping[str, Any]]) -> Floats:
+    """How a run's time is shared among the layers. What the runtime puts in between (a change of layout) counts for the
+    layer that ran before it.
+    """
+    place = {node: index for index, layer in enumerate(layers) for node in layer.nodes}
+    total = np.zeros(len(layers))
+    last = 0
+    for one in times:
+        last = next((place[node] for node in one["nodes"] if node in place), last)
+        total[last] += one["ns"]
+    shares: Floats = total / total.sum()
+    return shares

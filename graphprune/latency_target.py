@@ -1,0 +1,432 @@
+"""Meets a latency target on the measured artefact: profile, solve on the curves, build, measure, correct, again."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphprune.backends.base import get_backend
+from graphprune.coupling.groups import Grouping, Keep
+from graphprune.errors import NoiseError, NothingPrunableError, TargetError, UsageError
+from graphprune.ir.store import write_onnx
+from graphprune.latency.curves import StepCurves, fit_curves
+from graphprune.latency.layers import Layer, layers_of
+from graphprune.latency.measure import Comparison, MeasureOptions, measure
+from graphprune.latency.profile import ProfileOptions, profile_network
+from graphprune.latency.table import LatencyTable, read_cached, write_cached
+from graphprune.passes.allocate import Allocation, Allocator, Resource, Target, WidthProblem, cost_resources, widths_of
+from graphprune.passes.cost import Cost
+from graphprune.passes.plan import Plan
+from graphprune.passes.selection import Selection
+from graphprune.passes.shrink import Shrink
+
+if TYPE_CHECKING:
+    from graphprune.coupling.groups import Group
+    from graphprune.passes.score import Scores
+    from graphprune.pipeline import Network
+
+__all__ = ["LatencyModel", "LatencyTarget", "Met", "Round", "meet", "profile_table"]
+
+_log = logging.getLogger(__name__)
+
+_ROUNDS = 6
+_SLACK = 0.05  # of the target: an artefact whose interval begins further below it is needlessly small
+_SPELLINGS = "write a share of the original's time as 0.6x, or a time as 8ms, 800us or 0.5s"
+_TEXT = re.compile(r"(\d+\.?\d*|\.\d+)\s*(x|us|ms|s)", re.ASCII)
+_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+@dataclass(frozen=True)
+class LatencyTarget:
+    """An upper bound on the time of an inference: ``value`` times the original's if ``relative``, else milliseconds."""
+
+    value: float
+    relative: bool = True
+
+    @classmethod
+    def parse(cls, text: str) -> LatencyTarget:
+        """Read ``0.6x``, ``8ms``, ``800us`` or ``0.5s``. Raises ``UsageError`` that names these spellings."""
+        found = _TEXT.fullmatch(text.strip().lower())
+        if found is None:
+            raise UsageError(f"The target '{text}' for latency is not a time; {_SPELLINGS}.")
+        number = float(found[1])
+        if number <= 0:
+            raise UsageError(f"The target '{text}' for latency is 0: nothing is that fast; {_SPELLINGS}.")
+        if found[2] == "x":
+            if number > 1:
+                raise UsageError(f"The target '{text}' for latency is above 1x, the original itself; {_SPELLINGS}.")
+            return cls(number)
+        return cls(number * _MS[found[2]], relative=False)
+
+    def share(self, original_ms: float) -> float:
+        """The target as a share of the original's time; ``UsageError`` if it is above 1."""
+        share = self.value if self.relative else self.value / original_ms
+        if share > 1:
+            raise UsageError(
+                f"The target of {self} is above what the original takes, {original_ms:.4g} ms; nothing needs to go."
+            )
+        return share
+
+    def __str__(self) -> str:
+        return f"{self.value:g}x" if self.relative else f"{self.value:g} ms"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One candidate: the share of the original's time that the curves were asked for and predicted, the share measured
+    with its interval, and the importance kept.
+    """
+
+    asked: float
+    predicted: float
+    ratio: float
+    low: float
+    high: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class Met:
+    """How a target was met.
+
+    Attributes:
+        plan: what stays.
+        comparison: the artefact's measured latency against the original's.
+        target: what was asked for; ``share`` is the same as a share of the original's time.
+        rounds: every candidate that was built and measured, the chosen one marked by ``chosen`` (its index).
+        method: who found the widths.
+        notes: what a reader should know.
+    """
+
+    plan: Plan
+    comparison: Comparison
+    target: LatencyTarget
+    share: float
+    rounds: tuple[Round, ...]
+    chosen: int
+    method: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class LatencyModel:
+    """The step curves of a network on this device, made when they are first needed.
+
+    Attributes:
+        layers: of the network.
+        curves: fitted to the table, or to what was measured here.
+        table: the measurements.
+        errors: relative errors of predictions in the profiling, each before the scenario was known.
+        seconds: spent in profiling.
+    """
+
+    layers: tuple[Layer, ...]
+    sizes: Mapping[str, float]
+    curves: StepCurves
+    table: LatencyTable
+    errors: tuple[float, ...] = ()
+    seconds: float = 0.0
+    near: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        grouping: Grouping,
+        groups: Sequence[Group],
+        source: Path,
+        write: Callable[[Keep, Path], None],
+        feeds: Mapping[str, np.ndarray],
+        options: ProfileOptions,
+        *,
+        table: LatencyTable | None = None,
+        known: LatencyTable | None = None,
+        cache: bool = True,
+    ) -> LatencyModel:
+        """Curves from ``table`` if one is given, from the cache of this device if it knows the layers, or measured.
+
+        ``known`` is a table that what is measured is added to.
+
+        Raises:
+            UsageError: the table given does not know a layer of the network.
+        """
+        layers = layers_of(grouping)
+        sizes = {one.id: float(one.size) for one in grouping.groups}
+        errors: tuple[float, ...] = ()
+        seconds = 0.0
+        if table is not None:
+            table.require(layers)
+        else:
+            table = read_cached(options) if cache else known
+            if not cache or table is None or not table.covers(layers):
+                units = {one.id: one.size for one in grouping.groups}
+                found = profile_network(layers, groups, units, source, write, feeds, options)
+                errors, seconds = found.errors, found.seconds
+                known = table if table is not None else LatencyTable.empty(found.fingerprint)
+                table = known.with_points(layers, found.points)
+                if cache:
+                    write_cached(table)
+        near: dict[str, set[str]] = {}
+        for layer in layers:
+            for name in layer.groups:
+                near.setdefault(name, set()).update(layer.groups)
+        return cls(
+            layers,
+            sizes,
+            fit_curves(layers, table.points),
+            table,
+            errors,
+            seconds,
+            {name: frozenset(others - {name}) for name, others in near.items()},
+        )
+
+    def share(self, counts: Mapping[str, float]) -> float:
+        """Predicted time over the original's."""
+        return float(self.curves.time({**self.sizes, **counts})) / self.original_ns
+
+    def to_json(self) -> dict[str, Any]:
+        """What a profile says of itself."""
+        return {
+            "original_ms": self.original_ns / 1e6,
+            "layers": len(self.layers),
+            "signatures": len({layer.signature for layer in self.layers}),
+            "prediction_errors": list(self.errors),
+            "grains": [asdict(one) for one in self.curves.grains if one.block > 1 or one.alignment > 1],
+            "seconds": self.seconds,
+            "fingerprint": dict(self.table.fingerprint),
+        }
+
+    @property
+    def original_ns(self) -> float:
+        """Predicted time of the original."""
+        return float(self.curves.time(self.sizes))
+
+    def resource(self, share: float) -> Resource:
+        """The time as a limited quantity."""
+        return Resource(
+            "latency",
+            share * self.original_ns,
+            lambda counts: float(self.curves.time({**self.sizes, **counts})),
+            lambda group, widths, counts: self.curves.sweep(group, widths, {**self.sizes, **counts}),
+            self.near,
+        )
+
+
+def profile_table(
+    network: Network,
+    folder: Path,
+    options: ProfileOptions,
+    known: LatencyTable | None = None,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    stat: bool = False,
+) -> LatencyModel:
+    """Measure a network's step curves on this device, for ``graphprune profile``; added to a table that is known.
+
+    Args:
+        network: loaded.
+        folder: for the source of a module.
+        options: see :class:`graphprune.latency.profile.ProfileOptions`.
+        known: a table of the same device and options.
+        include, exclude, stat: which groups vary, see :class:`graphprune.passes.selection.Selection`.
+
+    Raises:
+        NothingPrunableError: no group may be cut, so no width varies.
+        UsageError: the table is of another device or of other options.
+    """
+    chosen = Selection(include, exclude, stat)(network.grouping, network.program.parameter_names)
+    if not chosen:
+        raise NothingPrunableError("no group may be cut, so no width varies; `graphprune analyze` says why")
+    source = network.source
+    if source is None:
+        source = folder / "source.onnx"
+        write_onnx(network.program.model, source)
+    if known is not None:
+        fingerprint = get_backend(options.backend).fingerprint(replace(options.backend_options, spinning=False))
+        if dict(known.fingerprint) != fingerprint:
+            other = sorted(key for key in fingerprint if known.fingerprint.get(key) != fingerprint[key])
+            raise UsageError(f"the table is of other conditions ({', '.join(other)} differ); write to a new file")
+
+    def write(keep: Keep, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        write_onnx(Shrink(keep)(network.grouping), path)
+
+    return LatencyModel.of(
+        network.grouping, chosen, source, write, network.program.examples, options, known=known, cache=False
+    )
+
+
+def meet(
+    target: LatencyTarget,
+    model: LatencyModel,
+    groups: Sequence[Group],
+    scores: Scores,
+    cost: Cost,
+    allocator: Allocator,
+    limits: Sequence[Target],
+    source: Path,
+    build: Callable[[Plan], Path],
+    feeds: Mapping[str, Any],
+    options: MeasureOptions,
+) -> Met:
+    """Solve, build, measure against the original, correct the curves by what was seen, and again, until it is met.
+
+    Met means that the upper end of the measured ratio's interval is within the target, and that the artefact is not
+    needlessly small: the lower end is at most 5 % of the target below it.
+
+    Args:
+        target: on latency.
+        model: the curves.
+        groups: that may be cut.
+        scores: of their units.
+        cost: for further limits.
+        allocator: ``knapsack`` solves on the curves; others are asked for MACs until the curves predict the time.
+        limits: on parameters and MACs, which hold as well.
+        source: the original's file.
+        build: writes the network of a plan to a file.
+        feeds: of the measurement.
+        options: of the measurement.
+
+    Raises:
+        TargetError: it cannot be reached; the fastest that was reached is named.
+        NoiseError: the machine is too noisy to tell.
+    """
+    share = target.share(model.original_ns / 1e6)
+    rounds: list[Round] = []
+    results: list[tuple[Plan, Comparison, str]] = []
+    asked = min(1.0, share * (1 - _SLACK / 2))
+    while len(rounds) < _ROUNDS:
+        try:
+            plan, method, kept = _solve(asked, model, groups, scores, cost, allocator, limits)
+        except TargetError as error:
+            if not rounds:
+                raise
+            raise TargetError(_missed(target, share, rounds, str(error))) from error
+        predicted = model.share({name: float(len(units)) for name, units in plan.kept.items()})
+        found = measure(source, build(plan), feeds, options)
+        assert isinstance(found, Comparison)
+        if not target.relative:
+            share = target.share(found.a.median_ms)
+        rounds.append(Round(asked, predicted, found.ratio, found.ratio_low, found.ratio_high, kept))
+        results.append((plan, found, method))
+        _log.info("round %d: asked %.3f, predicted %.3f, measured %.3f [%.3f, %.3f]", len(rounds), asked, predicted,
+                  found.ratio, found.ratio_low, found.ratio_high)  # fmt: skip
+        if _holds(rounds[-1], share):
+            break
+        asked = _next(rounds, share)
+        if any(abs(asked / one.asked - 1) < 0.002 for one in rounds):  # the widths have no value in between
+            break
+    return _chosen(target, share, rounds, results)
+
+
+def _solve(
+    asked: float,
+    model: LatencyModel,
+    groups: Sequence[Group],
+    scores: Scores,
+    cost: Cost,
+    allocator: Allocator,
+    limits: Sequence[Target],
+) -> tuple[Plan, str, float]:
+    """Plan, who found it, and the share of the importance that it keeps."""
+    steps = widths_of(groups, scores, allocator)
+    fixed = {name: size for name, size in model.sizes.items() if name not in {one.id for one in steps.groups}}
+    resources = (model.resource(asked), *cost_resources(cost, limits))
+    problem = WidthProblem(steps, scores, resources, fixed)
+    whole = problem.value({one.id: one.size for one in steps.groups})
+    if allocator.name == "knapsack":
+        solution = problem.solve()
+        return steps.plan(solution.counts), solution.method, solution.value / whole
+    found = _by_macs(asked, model, groups, scores, cost, allocator, limits)
+    counts = {one.id: len(found.plan.kept.get(one.id, range(one.size))) for one in steps.groups}
+    return found.plan, allocator.name, problem.value(counts) / whole
+
+
+def _by_macs(
+    asked: float,
+    model: LatencyModel,
+    groups: Sequence[Group],
+    scores: Scores,
+    cost: Cost,
+    allocator: Allocator,
+    limits: Sequence[Target],
+) -> Allocation:
+    """The allocator's plan with the most MACs whose predicted time is within the share asked for."""
+    low, high = 0.0, 1.0
+    best: Allocation | None = None
+    reason: TargetError | None = None
+    while high - low > 0.002:
+        middle = (low + high) / 2
+        try:
+            found = allocator.allocate(groups, scores, cost, (Target("macs", middle), *limits))
+        except TargetError as error:
+            low, reason = middle, error
+            continue
+        if model.share({name: float(len(units)) for name, units in found.plan.kept.items()}) <= asked:
+            best, low = found, middle
+        else:
+            high = middle
+    if best is None:
+        raise reason or TargetError(f"no plan of '{allocator.name}' is predicted to take {asked:.2f}x of the time")
+    return best
+
+
+def _holds(one: Round, share: float) -> bool:
+    return one.high <= share and one.low >= share * (1 - _SLACK)
+
+
+def _next(rounds: Sequence[Round], share: float) -> float:
+    """What to ask the curves for next: corrected by what they missed by, within what was seen on both sides."""
+    last = rounds[-1]
+    # The interval has to lie below the target as a whole, and not far.
+    half = max((last.high - last.low) / 2, 0.005 * share)
+    aim = share - min(half * 1.1, 0.7 * _SLACK * share)
+    asked = last.asked * aim / last.ratio
+    below = [one.asked for one in rounds if one.ratio <= aim]
+    above = [one.asked for one in rounds if one.ratio > aim]
+    if below and above and max(below) < min(above) and not max(below) < asked < min(above):
+        asked = math.sqrt(max(below) * min(above))
+    return min(1.0, asked)
+
+
+def _chosen(
+    target: LatencyTarget, share: float, rounds: Sequence[Round], results: Sequence[tuple[Plan, Comparison, str]]
+) -> Met:
+    """The artefact that keeps the most within the target. Raises TargetError or NoiseError."""
+    within = [index for index, one in enumerate(rounds) if one.high <= share]
+    if not within:
+        nearest = min(rounds, key=lambda one: one.high)
+        if nearest.low <= share:
+            raise NoiseError(
+                f"the machine is too noisy to say whether {target} is met: after {len(rounds)} rounds the nearest "
+                f"candidate takes {nearest.ratio:.3f}x within [{nearest.low:.3f}, {nearest.high:.3f}]; measure longer "
+                "(--duration) or on an idle machine"
+            )
+        raise TargetError(_missed(target, share, rounds, "the curves do not predict this network well enough"))
+    index = max(within, key=lambda one: (rounds[one].kept, -one))
+    best = rounds[index]
+    notes = []
+    if best.low < share * (1 - _SLACK):
+        wide = best.high - best.low > _SLACK * share
+        why = "the measured interval is wider than that" if wide else "the next wider widths were measured above it"
+        notes.append(
+            f"the artefact's interval begins {1 - best.low / share:.1%} below the target of {share:.3f}x: {why}"
+        )
+    plan, comparison, method = results[index]
+    return Met(plan, comparison, target, share, tuple(rounds), index, method, tuple(notes))
+
+
+def _missed(target: LatencyTarget, share: float, rounds: Sequence[Round], why: str) -> str:
+    fastest = min(rounds, key=lambda one: one.ratio)
+    return (
+        f"the latency target of {target} cannot be met: the fastest of {len(rounds)} candidates takes "
+        f"{fastest.ratio:.3f}x of the original's time, within [{fastest.low:.3f}, {fastest.high:.3f}], where "
+        f"{share:.3f}x was asked for; {why}"
+    )

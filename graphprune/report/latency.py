@@ -1,0 +1,90 @@
+"""What people read of step curves and latency targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphprune.report.tables import add_row, say, table_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from graphprune.export import ExportResult
+    from graphprune.latency.curves import Grain
+    from graphprune.latency_target import LatencyModel, Met
+
+__all__ = ["family_report", "met_report", "profile_report"]
+
+
+def met_report(met: Met, out: Console) -> None:
+    """The candidates of a latency target, the chosen one marked."""
+    rows = table_of(("round", True), ("asked of the curves", True), ("predicted", True), ("measured", True),
+                 ("interval", True), ("importance kept", True), ("", False))  # fmt: skip
+    for index, one in enumerate(met.rounds):
+        add_row(
+            rows,
+            str(index + 1),
+            f"{one.asked:.3f}x",
+            f"{one.predicted:.3f}x",
+            f"{one.ratio:.3f}x",
+            f"[{one.low:.3f}, {one.high:.3f}]",
+            f"{one.kept:.1%}",
+            "chosen" if index == met.chosen else "",
+        )
+    out.print(rows)
+
+
+def family_report(results: Sequence[ExportResult], out: Console) -> None:
+    """The Pareto table of several latency targets."""
+    rows = table_of(("target", False), ("measured", True), ("interval", True), ("median ms", True),
+                 ("importance kept", True), ("params", True), ("MACs", True), ("verified", True),
+                 ("folder", False))  # fmt: skip
+    for result in results:
+        met, found = result.met, result.comparison
+        assert met is not None and found is not None
+        add_row(
+            rows,
+            str(met.target),
+            f"{found.ratio:.3f}x",
+            f"[{found.ratio_low:.3f}, {found.ratio_high:.3f}]",
+            f"{found.b.median_ms:.3f}",
+            f"{met.rounds[met.chosen].kept:.1%}",
+            f"{result.reached['params'] / result.original['params']:.3f}x",
+            f"{result.reached['macs'] / result.original['macs']:.3f}x",
+            "not asked for" if result.verdict is None else f"{result.verdict.max_rel:.1e}",
+            str(result.folder),
+        )
+    out.print(rows)
+    for result in results:
+        for note in result.notes:
+            say(out, f"{result.met.target if result.met is not None else result.folder}: {note}")
+
+
+def profile_report(model: LatencyModel, path: Path, out: Console) -> None:
+    """What a profile found, in a few lines."""
+    import numpy as np
+
+    kinds = len({layer.signature for layer in model.layers})
+    say(out, f"{path}: {len(model.layers)} layers, {kinds} different ones, measured in {model.seconds:.0f} s")
+    say(out, f"original: {model.original_ns / 1e6:.3f} ms")
+    if model.errors:
+        median, tail = np.quantile(model.errors, [0.5, 0.95])
+        say(out, f"predicted before it was measured: median error {median:.1%}, 95th percentile {tail:.1%}")
+    for text in grain_lines(model.curves.grains):
+        say(out, text)
+
+
+def grain_lines(grains: Sequence[Grain]) -> list[str]:
+    """What was found about widths, in words."""
+    lines = []
+    for one in grains:
+        parts = []
+        if one.block > 1:
+            parts.append(f"works in blocks of {one.block}")
+        if one.alignment > 1:
+            parts.append(f"takes a slower kernel where the size is no multiple of {one.alignment}")
+        if parts:
+            lines.append(f"{one.operator}, axis {one.letter}: {' and '.join(parts)}")
+    return lines
