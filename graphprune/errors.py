@@ -14,6 +14,7 @@ __all__ = [
     "NotationError",
     "NothingPrunableError",
     "RuleError",
+    "RunTimeoutError",
     "TargetError",
     "UsageError",
     "VerificationError",
@@ -34,6 +35,12 @@ class UsageError(GraphpruneError):
 
 class InputError(GraphpruneError):
     """The model (or plan, or data) given cannot be read or run: truncated, missing external data, wrong shapes."""
+
+    exit_code = 2
+
+
+class RunTimeoutError(GraphpruneError):
+    """One run of the model did not end in time. Not an ``InputError``: other input sizes are not worth a try."""
 
     exit_code = 2
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphprune.backends.base import BackendOptions, get_backend
 from graphprune.coupling.groups import Group, Grouping, Keep
 from graphprune.errors import InputError, NothingPrunableError, UsageError, VerificationError
 from graphprune.ir.files import byte_count, output_folder, staging_folder
@@ -55,6 +56,8 @@ class ExportOptions:
         stat: also cut groups over which a statistic is computed (inexact).
         verify: hold the artefact to the masked equivalence; ``verify_dtype`` is ``float32`` or ``float64``.
         measure: measure original and artefact in turn on this machine; None leaves it out.
+        backend, backend_options: what the artefact is built for: OpenVINO's IR or a TensorRT engine beside the ONNX
+            file.
         max_shard_size: weights that take more are written to several data files, none larger: ``"2GB"``, ``"500MB"`` or
             bytes.
         keep_source: for a module, leave the traced network beside the artefact as ``source.onnx``.
@@ -80,6 +83,8 @@ class ExportOptions:
     atol: float = 1e-6
     rtol: float | None = None
     measure: MeasureOptions | None = field(default_factory=MeasureOptions)
+    backend: str = "onnxruntime"
+    backend_options: BackendOptions = field(default_factory=BackendOptions)
     max_shard_size: str | int | None = None
     keep_source: bool = False
     seed: int = 0
@@ -140,6 +145,10 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
         raise UsageError("a plan that is replayed (--plan) takes no target; leave one of them out")
     if latency is not None and options.measure is None:
         raise UsageError("a latency target is met by measuring: leave out --no-measure, or ask for --target-macs")
+    if latency is not None and options.measure is not None and (why := _untimed(options.measure.backend)):
+        raise UsageError(
+            f"a latency target is met by measuring, and {options.measure.backend} cannot be timed here: {why}"
+        )
     if latency is None and options.latency_table is not None:
         raise UsageError("--latency-table serves a latency target; add --target-latency, or leave the table out")
     shard_size(options)
@@ -243,8 +252,12 @@ class _Export:
         (staging / "plan.json").write_bytes(write_plan(document))
         inexact = [one.id for one in network.grouping.groups if one.id in keep and not one.exact]
         verdict = self._verified(staging, members_of(network.grouping, keep), inexact)
+        notes = list(choice.notes)
+        build = self._build(staging)
         comparison = choice.met.comparison if choice.met is not None else None
-        if comparison is None and options.measure is not None:
+        if comparison is None and options.measure is not None and (why := _untimed(options.measure.backend)):
+            notes.append(f"built, not measured: {why}")
+        elif comparison is None and options.measure is not None:
             with timed(self.seconds, "measure"):
                 result = measure(source["path"], staging / "model.onnx", network.program.examples, options.measure)
             assert isinstance(result, Comparison)
@@ -265,11 +278,13 @@ class _Export:
             comparison=comparison,
             met=choice.met,
             model=self.model,
-            notes=choice.notes,
+            notes=notes,
+            build=build,
             seconds={**network.seconds, **self.seconds},
         )
         (staging / "manifest.json").write_bytes(to_bytes(manifest))
-        names = [*(path.name for path in written), "plan.json", "manifest.json"]
+        built = [] if build is None else list(build["sha256"])
+        names = [*(path.name for path in written), *built, "plan.json", "manifest.json"]
         if options.keep_source and network.source is None:
             names += [Path(name).name for name in source["files"]]
         earlier = _data_listed(self.out / "manifest.json")
@@ -289,10 +304,22 @@ class _Export:
             asked,
             verdict,
             comparison,
-            choice.notes,
+            tuple(notes),
             manifest,
             choice.met,
         )
+
+    def _build(self, staging: Path) -> dict[str, Any] | None:
+        """What the backend deploys beside the ONNX file, or None where it runs that file itself."""
+        options = self.options
+        if options.backend == "onnxruntime":
+            return None
+        with timed(self.seconds, "build"):
+            made = get_backend(options.backend).build(staging / "model.onnx", staging, options.backend_options)
+        if not made.files:
+            return None
+        hashes = {name: value for path in made.files for name, value in sha256_of(path).items()}
+        return {"backend": options.backend, "sha256": hashes, "seconds": round(made.seconds, 3), "facts": made.facts}
 
     def _choose(self, source: Path, staging: Path) -> _Choice:
         """What stays: the plan that was given, or scores and an allocation to the targets."""
@@ -400,6 +427,12 @@ def shard_size(options: ExportOptions) -> int | None:
     """The largest data file to be written, in bytes. Raises UsageError."""
     text = options.max_shard_size
     return None if text is None else byte_count(str(text), "--max-shard-size")
+
+
+def _untimed(backend: str) -> str:
+    """Why nothing can be timed on a backend here; empty where it can."""
+    found = get_backend(backend).available()
+    return "" if found.times else found.reason or f"{backend} cannot run a network here"
 
 
 def _data_listed(manifest: Path) -> set[str]:

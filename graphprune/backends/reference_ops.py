@@ -2,8 +2,9 @@
 
 Convolution and pooling, because there they walk every output in Python; Erf, because it rounds to float32; Gelu,
 because it would be expanded into nodes that do; BatchNormalization (before opset 14 it is computed in training
-mode there), GatherElements (it refuses indices that are smaller than the data) and the recurrent ones (some
-attributes are ignored), because results differ from the specification's.
+mode there), GatherElements (it refuses indices that are smaller than the data), DequantizeLinear
+(not there before opset 19), the recurrent ones (some attributes
+are ignored) and loops, because results differ from the specification's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from graphprune.backends.reference_loops import loop_operators
 from graphprune.errors import InputError
 
 __all__ = ["average_pool", "convolve", "convolve_transposed", "max_pool", "reference_operators"]
@@ -81,6 +83,14 @@ def reference_operators() -> list[type[Any]]:
             within = tuple(_ALL if i == axis else slice(n) for i, n in enumerate(indices.shape))
             return (np.take_along_axis(data[within], indices, axis),)
 
+    class DequantizeLinear(OpRun):
+        def _run(self, x: Array, scale: Array, zero: Array | None = None, **attributes: Any) -> tuple[Array]:
+            axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
+            centred = x.astype(np.float64)
+            if zero is not None:
+                centred -= _along(zero.astype(np.float64), x.shape, axis, block)
+            return (centred * _along(scale, x.shape, axis, block),)
+
     class LSTM(PlainLSTM):
         def _run(self, x: Array, *operands: Any, **attributes: Any) -> tuple[Array, ...]:  # type: ignore[override]
             _check_recurrent(self, x, operands, attributes, ("sigmoid", "tanh", "tanh"))
@@ -102,9 +112,20 @@ def reference_operators() -> list[type[Any]]:
         Erf,
         Gelu,
         GatherElements,
+        DequantizeLinear,
         LSTM,
         GRU,
+        *loop_operators(),
     ]
+
+
+def _along(scale: Array, shape: tuple[int, ...], axis: int, block: int) -> Array:
+    """A scale or zero point for every element: one for all, one per index of an axis, or one per block of them."""
+    if block:
+        return np.repeat(scale, block, axis=axis)[tuple(slice(n) for n in shape)]
+    if scale.size == 1:
+        return scale.reshape(())
+    return scale.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
 
 
 def _check_recurrent(

@@ -146,7 +146,9 @@ def command(
         backend=name,
         backend_options=runtime,
     )
-    asked = ExportOptions(measure=timing if measure else None, seed=seed, **options)
+    asked = ExportOptions(
+        measure=timing if measure else None, backend=name, backend_options=runtime, seed=seed, **options
+    )
     for text in several or (None,):  # before any work
         check_targets(replace(asked, target_latency=text), out)
     network = load(model, input_shapes=input_shapes, seed=seed)

@@ -11,13 +11,25 @@ import logging
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from graphprune.errors import GraphpruneError, InputError
+from graphprune.frontends.checks import (
+    check_inputs,
+    check_nodes,
+    check_operands,
+    check_reads,
+    check_tensor,
+    check_text,
+    declared,
+    tensors,
+)
 from graphprune.frontends.functions import Body, bodies, check_functions, inline_functions, node_name
+from graphprune.frontends.outline import Outline, outline
 from graphprune.ir.files import ExternalFolder, tensor_nbytes
+from graphprune.ir.wire import varint
 
 if TYPE_CHECKING:
     import onnx
@@ -28,6 +40,8 @@ __all__ = ["read_message", "read_onnx"]
 _log = logging.getLogger(__name__)
 
 _PROTOBUF_LIMIT = 2**31 - 1
+_KEYS = ("location", "offset", "length")
+_MAPPED = 1 << 26  # bytes of a file from which its weights are left there and mapped
 
 # How the files begin that are most often taken for a model.
 _LOOKALIKES = (
@@ -56,9 +70,9 @@ def read_onnx(path: str | os.PathLike[str]) -> ir.Model:
         InputError: the file is not a sound ONNX model; the sentence names the file and what is wrong with it.
     """
     source = Path(path)
-    proto = _parse(source)
+    proto, held = _parse(source)
     try:
-        return _to_ir(proto, ExternalFolder(source.parent))
+        return _to_ir(proto, ExternalFolder(source.parent), held)
     except InputError as error:
         raise InputError(f"'{source}': {error}") from error.__cause__
 
@@ -85,11 +99,14 @@ def _lacking(message: onnx.ModelProto) -> list[str]:
     return [text for text, lacks in parts if lacks]
 
 
-def _parse(source: Path) -> onnx.ModelProto:
+def _parse(source: Path) -> tuple[onnx.ModelProto, Outline | None]:
+    """The message, without the weights that are left in the file."""
     import onnx
     from google.protobuf.message import DecodeError
 
-    content = _read_bytes(source)
+    size = _checked_size(source)
+    held = _reading(source, outline) if size >= _MAPPED else None
+    content = held.content if held is not None else _reading(source, Path.read_bytes)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
@@ -102,24 +119,31 @@ def _parse(source: Path) -> onnx.ModelProto:
             if look
             else f"'{source}' is not a complete ONNX model: it has {' and '.join(lacking)}; it may be cut short"
         )
-    return proto
+    return proto, held
 
 
-def _read_bytes(source: Path) -> bytes:
+def _checked_size(source: Path) -> int:
+    status = _reading(source, os.stat)
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"'{source}' is a folder, not an ONNX file")
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise InputError(f"'{source}' is not a regular file")
+    if status.st_size == 0:
+        raise InputError(f"'{source}' is empty")
+    if status.st_size > _PROTOBUF_LIMIT:
+        raise InputError(
+            f"'{source}' has {status.st_size} bytes, more than an ONNX file can hold (2 GiB); "
+            "store its weights as external data"
+        )
+    return status.st_size
+
+
+_T = TypeVar("_T")
+
+
+def _reading(source: Path, read: Callable[[Path], _T]) -> _T:
     try:
-        status = os.stat(source)
-        if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"'{source}' is a folder, not an ONNX file")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise InputError(f"'{source}' is not a regular file")
-        if status.st_size == 0:
-            raise InputError(f"'{source}' is empty")
-        if status.st_size > _PROTOBUF_LIMIT:
-            raise InputError(
-                f"'{source}' has {status.st_size} bytes, more than an ONNX file can hold (2 GiB); "
-                "store its weights as external data"
-            )
-        return source.read_bytes()
+        return read(source)
     except FileNotFoundError:
         raise InputError(f"'{source}' does not exist") from None
     except (OSError, ValueError) as error:
@@ -133,47 +157,48 @@ def _why_unreadable(content: bytes) -> str:
         if content.startswith(start):
             return f"is {what}"
     foreign = "is not an ONNX model: protobuf cannot read it"
-    position = 0
+    position, numbers = 0, set[int]()
     while position < len(content):
-        tag, position = _varint(content, position)
+        tag, position = varint(content, position)
         number, wire = tag >> 3, tag & 7
-        value, position = _varint(content, position) if wire in (0, 2) else (0, -1)
+        value, position = varint(content, position) if wire in (0, 2) else (0, -1)
         if not 1 <= number <= 26 or position < 0:
             return foreign
+        numbers.add(number)
         if wire == 2:
             left = len(content) - position
             if value > left:
                 part = "graph" if number == 7 else f"field {number}"
                 return f"is cut short: its {part} takes {value} bytes, but only {left} are there"
             position += value
+    if 7 in numbers:
+        return "is damaged inside its graph, or nested deeper than protobuf reads (100 levels)"
     return foreign
 
 
-def _varint(content: bytes, position: int) -> tuple[int, int]:
-    """The number at a position and where it ends; -1 where none ends."""
-    value = 0
-    for index, byte in enumerate(content[position : position + 10]):
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return value, position + index + 1
-    return 0, -1
-
-
-def _to_ir(proto: onnx.ModelProto, folder: ExternalFolder) -> ir.Model:
+def _to_ir(proto: onnx.ModelProto, folder: ExternalFolder, held: Outline | None = None) -> ir.Model:
     import onnx_ir as ir
 
+    from graphprune.ir.mapped import MappedTensor
+
+    spans = _left_in_file(proto, held)
     if proto.training_info:
         _log.warning("training_info is left out: its references to weights would not survive a cut")
         proto.ClearField("training_info")
     for body in bodies(proto):
-        _check_text(body, proto)
-        for tensor, where in _tensors(body):
-            _check_tensor(tensor, where, folder)
+        check_nodes(body)
+        check_text(body, proto)
+        check_operands(body, proto)
+        for index, (tensor, where) in enumerate(tensors(body)):  # initialisers first
+            span = spans.get(index) if body.graph is proto.graph else None
+            check_tensor(tensor, where, folder, None if span is None else span[1])
+            _keep_known(tensor)
         _densify(body, folder)
+    check_inputs(proto.graph)
     names: dict[Body, set[str]] = {}
     for body in bodies(proto):
-        names[body] = _declared(body)
-        _check_reads(body, [names[scope] for scope in (body, *body.outer)])
+        names[body] = declared(body)
+        check_reads(body, [names[scope] for scope in (body, *body.outer)])
     functions = check_functions(proto)
     try:
         model = ir.from_proto(proto)
@@ -189,90 +214,51 @@ def _to_ir(proto: onnx.ModelProto, folder: ExternalFolder) -> ir.Model:
         text = str(cause).strip().splitlines() or [type(cause).__name__]
         raise InputError(f"the model is not sound: {text[0]}") from error
     ir.external_data.set_base_dir(model.graph, folder.path)
+    for index, (offset, _) in spans.items():
+        assert held is not None
+        stored = proto.graph.initializer[index]
+        dtype, shape = ir.DataType(stored.data_type), ir.Shape(stored.dims)
+        model.graph.initializers[stored.name].const_value = MappedTensor(
+            held.mapping, offset, dtype, shape, name=stored.name, doc_string=stored.doc_string
+        )
+    _describe_initialisers(model)
     return model
 
 
-def _tensors(body: Body) -> Iterator[tuple[onnx.TensorProto, str]]:
-    """The tensors of one body (not of its subgraphs), each with what messages call it."""
-    if body.graph is not None:
-        for tensor in body.graph.initializer:
-            yield tensor, f"tensor {tensor.name!r}"
-        for sparse in body.graph.sparse_initializer:
-            yield sparse.values, f"values of sparse tensor {sparse.values.name!r}"
-            yield sparse.indices, f"indices of sparse tensor {sparse.values.name!r}"
-    for node in body.proto.node:
-        for attribute in node.attribute:
-            where = f"tensor attribute {attribute.name!r} of {node_name(node)}"
-            inner = [attribute.t] if attribute.HasField("t") else []
-            for tensor in (*inner, *attribute.tensors):
-                yield tensor, where
-            sparse_inner = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-            for sparse in (*sparse_inner, *attribute.sparse_tensors):
-                yield sparse.values, f"values in {where}"
-                yield sparse.indices, f"indices in {where}"
+def _keep_known(tensor: onnx.TensorProto) -> None:
+    """Drop keys of an external reference that ``onnx_ir`` does not read: it would warn of each on many lines."""
+    if any(entry.key not in _KEYS for entry in tensor.external_data):
+        known = [entry for entry in tensor.external_data if entry.key in _KEYS]
+        tensor.ClearField("external_data")
+        tensor.external_data.extend(known)
 
 
-def _check_text(body: Body, proto: onnx.ModelProto) -> None:
-    """Refuse text that is not UTF-8: protobuf hands it over as bytes, which then equal no name."""
-    for text in _texts(body, proto):
-        if isinstance(text, bytes):
-            raise InputError(f"{body.where} holds text that is not UTF-8: {text!r}; the file is damaged")
+def _left_in_file(proto: onnx.ModelProto, held: Outline | None) -> dict[int, tuple[int, int]]:
+    """Where the initialisers' bytes are that stay in the file; what cannot be looked at there is read after all."""
+    import onnx_ir as ir
+
+    spans: dict[int, tuple[int, int]] = {}
+    if held is None:
+        return spans
+    without_size = (ir.DataType.UNDEFINED, ir.DataType.STRING)
+    whole_bytes = {int(one) for one in ir.DataType if one not in without_size and one.bitwidth % 8 == 0}
+    for index, (offset, length) in held.spans.items():
+        tensor = proto.graph.initializer[index]
+        if tensor.data_type in whole_bytes and tensor.data_location != tensor.EXTERNAL:
+            spans[index] = (offset, length)
+        else:
+            tensor.raw_data = held.mapping[offset : offset + length]
+    return spans
 
 
-def _texts(body: Body, proto: onnx.ModelProto) -> Iterator[object]:
-    described: list[Any] = [body.proto, *body.proto.node, *body.proto.value_info]
-    if body.graph is None:
-        yield from (*body.proto.input, *body.proto.output)
-    else:
-        described += [*body.graph.input, *body.graph.output]
-    if body.graph is proto.graph:
-        yield from (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string)
-        yield from _properties(proto.metadata_props)
-    for message in described:
-        yield from (message.name, message.doc_string)
-        yield from _properties(message.metadata_props)
-    for node in body.proto.node:
-        yield from (node.op_type, node.domain, node.overload, *node.input, *node.output)
-        yield from (attribute.name for attribute in node.attribute)
-    for tensor, _ in _tensors(body):
-        yield tensor.name
-        yield from _properties(tensor.external_data)
+def _describe_initialisers(model: ir.Model) -> None:
+    """Give initialisers the shape and type of their data; where they are listed as inputs, the list may say others."""
+    import onnx_ir as ir
 
-
-def _properties(entries: Iterable[onnx.StringStringEntryProto]) -> Iterator[object]:
-    for entry in entries:
-        yield from (entry.key, entry.value)
-
-
-def _check_tensor(tensor: onnx.TensorProto, where: str, folder: ExternalFolder) -> None:
-    """Refuse a tensor whose shape, type and data do not fit together."""
-    if tensor.data_type not in tensor.DataType.values() or tensor.data_type == tensor.UNDEFINED:
-        raise InputError(f"{where} has data type {tensor.data_type}, which ONNX does not define")
-    if any(size < 0 for size in tensor.dims):
-        raise InputError(f"{where} has a negative size in its shape {list(tensor.dims)}")
-    if tensor.data_location == tensor.EXTERNAL:
-        folder.check(tensor, where)
-        return
-    found, needed, unit = _inline_extent(tensor)
-    if found != needed:
-        kind = tensor.DataType.Name(tensor.data_type)
-        raise InputError(f"{where} of shape {list(tensor.dims)} and type {kind} needs {needed} {unit}, but has {found}")
-
-
-def _inline_extent(tensor: onnx.TensorProto) -> tuple[int, int, str]:
-    """How much data a tensor holds in its message, how much it should, and in what unit."""
-    import onnx
-
-    size = math.prod(tensor.dims)
-    if tensor.data_type != tensor.STRING and (stored := len(tensor.raw_data)):
-        return stored, tensor_nbytes(tensor.data_type, tensor.dims), "bytes"
-    field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
-    bits = 8 if tensor.data_type == tensor.STRING else tensor_nbytes(tensor.data_type, [8])
-    if bits in (2, 4):  # packed, 8 // bits to an entry
-        size = -(-size * bits // 8)
-    elif tensor.data_type in (tensor.COMPLEX64, tensor.COMPLEX128):
-        size *= 2
-    return len(getattr(tensor, field)), size, "values"
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if (held := value.const_value) is not None:
+                value.shape, value.dtype = ir.Shape(held.shape.numpy()), held.dtype
 
 
 def _densify(body: Body, folder: ExternalFolder) -> None:
@@ -321,48 +307,3 @@ def _dense(sparse: onnx.SparseTensorProto, where: str, folder: ExternalFolder) -
     _log.info("%s of shape %s is stored dense from here on", where, list(dims))
     kind = ir.DataType(sparse.values.data_type)
     return ir.serde.serialize_tensor(ir.Tensor(dense, dtype=kind, name=sparse.values.name))
-
-
-def _declared(body: Body) -> set[str]:
-    """The names that a body gives to values; a name given twice is refused."""
-    names: set[str] = set()
-
-    def declare(name: str, what: str) -> None:
-        if name in names:
-            raise InputError(f"two values of {body.where} are called {name!r}: the second is {what}")
-        names.add(name)
-
-    if body.graph is None:
-        for parameter in body.proto.input:
-            declare(str(parameter), "an input")
-    else:
-        for value in body.graph.input:
-            declare(value.name, "an input")
-        inputs = frozenset(names)
-        stored: set[str] = set()
-        for tensor in body.graph.initializer:
-            if not tensor.name:
-                raise InputError(f"a tensor of shape {list(tensor.dims)} in {body.where} has no name")
-            if tensor.name in stored or tensor.name not in inputs:  # an initialiser may be an input's default
-                declare(tensor.name, "an initialiser")
-            stored.add(tensor.name)
-    for node in body.proto.node:
-        for output in node.output:
-            if output:
-                declare(output, f"an output of {node_name(node)}")
-    return names
-
-
-def _check_reads(body: Body, scopes: list[set[str]]) -> None:
-    """Refuse a body that reads a value which nothing produces."""
-
-    def known(name: str) -> bool:
-        return any(name in scope for scope in scopes)
-
-    for node in body.proto.node:
-        for name in node.input:
-            if name and not known(name):
-                raise InputError(f"{node_name(node)} reads {name!r}, which nothing in {body.where} produces")
-    for output in body.proto.output if body.graph is None else (value.name for value in body.graph.output):
-        if not known(str(output)):
-            raise InputError(f"output {output!r} of {body.where} is produced by nothing")

@@ -12,8 +12,12 @@ import errno
 import hashlib
 import math
 import os
+import re
 import secrets
+import shutil
 import stat
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -23,7 +27,20 @@ from graphprune.errors import InputError, UsageError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["ExternalFolder", "atomic_files", "output_folder", "sha256_of", "tensor_nbytes"]
+__all__ = [
+    "ExternalFolder",
+    "atomic_files",
+    "byte_count",
+    "output_folder",
+    "sha256_of",
+    "staging_folder",
+    "tensor_nbytes",
+]
+
+_STAGING = ".graphprune-"
+_UNLOCKED_SECONDS = 60.0  # between making a staging folder and locking it there may be a moment
+_UNITS = {"": 1, **{f"{p}B": 1000**i for i, p in enumerate(("", "K", "M", "G", "T"))}}
+_UNITS |= {f"{p}IB": 1024**i for i, p in enumerate(("K", "M", "G", "T"), start=1)}
 
 
 def tensor_nbytes(data_type: int, dims: Iterable[int]) -> int:
@@ -36,6 +53,20 @@ def tensor_nbytes(data_type: int, dims: Iterable[int]) -> int:
     import onnx_ir as ir
 
     return (math.prod(dims) * ir.DataType(data_type).bitwidth + 7) // 8
+
+
+def byte_count(text: str, what: str) -> int:
+    """A size such as ``500MB``, ``2GB`` (powers of 1000), ``2GiB`` (of 1024) or a number of bytes.
+
+    Raises:
+        UsageError: it is not a size above 0; ``what`` names the option.
+    """
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    unit = _UNITS.get(found[2].upper()) if found else None
+    count = int(float(found[1]) * unit) if found and unit else 0
+    if count < 1:
+        raise UsageError(f"{what} {text!r}: write a size such as 500MB, 2GB or 2GiB")
+    return count
 
 
 class ExternalFolder:
@@ -58,7 +89,11 @@ class ExternalFolder:
             InputError: the path leaves the folder in any way, the file is missing, is not a regular file or has other
                 hard links, or the offset and length do not fit the file or the tensor.
         """
-        entries = {entry.key: entry.value for entry in tensor.external_data}
+        entries: dict[str, str] = {}
+        for entry in tensor.external_data:
+            if entry.key in entries:
+                raise InputError(f"{where}: its external data gives {entry.key!r} twice")
+            entries[entry.key] = entry.value
         if tensor.data_type == tensor.STRING:
             raise InputError(f"{where} holds strings, which cannot be stored as external data")
         location = entries.get("location", "")
@@ -106,7 +141,7 @@ class ExternalFolder:
             raise InputError(f"{data} is missing; it must lie beside the model") from None
         except OSError as error:
             raise InputError(f"{data} cannot be reached: {_reason(error)}") from None
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode) or not parts[-1]:  # 'w.bin/' leads to 'w.bin' here, but cannot be opened
             raise InputError(f"{data} is not a regular file")
         if status.st_nlink > 1:
             raise InputError(
@@ -118,9 +153,10 @@ class ExternalFolder:
 
 
 def _whole(text: str, key: str, where: str, location: str) -> int:
-    # int() would also take '1_000', ' 7' and other scripts' digits.
-    if not (text.isascii() and text.isdigit()):
-        raise InputError(f"{where}: its external data in {location!r} has {key} {text!r}, which is no number of bytes")
+    # int() would also take '1_000', ' 7' and other scripts' digits, and refuses thousands of them in its own way.
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        shown = repr(text[:20]) + ("..." if len(text) > 20 else "")
+        raise InputError(f"{where}: its external data in {location!r} has {key} {shown}, which is no number of bytes")
     return int(text)
 
 
@@ -147,6 +183,51 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise UsageError(f"cannot write into '{folder}': {_reason(error)}") from None
     return folder
+
+
+@contextlib.contextmanager
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """A new hidden folder within ``folder`` for the length of a block; those that dead processes left are removed.
+
+    A living process holds a lock on its own. Where folders cannot be locked, nothing is taken for dead.
+    """
+    _remove_dead(folder)
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
+    lock = _locked(staging)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_dead(folder: Path) -> None:
+    for one in folder.glob(f"{_STAGING}*"):
+        with contextlib.suppress(OSError):
+            status = one.lstat()
+            if not stat.S_ISDIR(status.st_mode) or time.time() - status.st_mtime < _UNLOCKED_SECONDS:
+                continue
+            lock = _locked(one)
+            if lock is not None:
+                shutil.rmtree(one, ignore_errors=True)
+                os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock; None if another has it or there are no such locks."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _temporary_beside(path: Path) -> Path:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from graphprune.errors import InputError, UsageError
 from graphprune.ir.files import atomic_files, sha256_of
+from graphprune.ir.wire import field_head
 
 if TYPE_CHECKING:
     import onnx
@@ -32,6 +34,7 @@ def write_onnx(
     *,
     external: bool | None = None,
     threshold: int = EXTERNAL_THRESHOLD,
+    max_shard_size: int | None = None,
 ) -> tuple[Path, ...]:
     """Write a model atomically, as the same bytes for the same model, with one tensor in memory at a time.
 
@@ -40,6 +43,8 @@ def write_onnx(
         path: the ``.onnx`` file; its folder must exist.
         external: put the tensors into ``<path>.data``; by default only where they take more than ``threshold`` bytes.
         threshold: in bytes.
+        max_shard_size: in bytes; tensors that take more are put into several files ``<stem>-00001-of-00003.onnx.data``,
+            none of them larger, unless a single tensor is.
 
     Returns:
         The files written, the model last.
@@ -51,44 +56,77 @@ def write_onnx(
     import onnx_ir as ir
 
     target = Path(path)
-    data = target.with_name(target.name + ".data")
     tensors = [tensor for tensor, _, _ in _places(model)]
+    total = sum(tensor.nbytes for tensor in tensors if tensor.dtype != ir.DataType.STRING)
     if external is None:
-        external = sum(tensor.nbytes for tensor in tensors if tensor.dtype != ir.DataType.STRING) > threshold
+        external = total > min(threshold, max_shard_size or threshold)
+    layout = _Layout.of(tensors, max_shard_size) if external else _Layout((), {})
+    data = layout.files(target)
     for tensor in tensors:
-        if isinstance(tensor, ir.ExternalTensor) and any(_same_file(tensor.path, out) for out in (target, data)):
+        if isinstance(tensor, ir.ExternalTensor) and any(_same_file(tensor.path, out) for out in (target, *data)):
             raise UsageError(f"cannot write '{target}': the model reads '{tensor.path}'; choose another folder")
 
-    offsets: dict[int, int] = {}  # by identity: a tensor that is used twice is written once
-    queue: list[ir.TensorProtocol] = []
     spliced: dict[str, ir.TensorProtocol] = {}
-    end = 0
 
     def stand_in(tensor: ir.TensorProtocol, initialiser: str | None) -> ir.TensorProtocol:
-        nonlocal end
-        streamable = tensor.dtype != ir.DataType.STRING and tensor.nbytes > _SMALL
-        if streamable and external:
-            if id(tensor) not in offsets:
-                offsets[id(tensor)] = offset = -(-end // _ALIGNMENT) * _ALIGNMENT
-                end = offset + tensor.nbytes
-                queue.append(tensor)
-            return _reference(tensor, data.name, offsets[id(tensor)])
-        if streamable and initialiser is not None:
+        if id(tensor) in layout.places:
+            file, offset = layout.places[id(tensor)]
+            return _reference(tensor, data[file].name, offset)
+        if not external and initialiser is not None and _streamable(tensor):
             spliced[initialiser] = tensor
-            return _reference(tensor, data.name, 0)
+            return _reference(tensor, "", 0)
         if isinstance(tensor, ir.ExternalTensor):
             return ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
         return tensor
 
     with _replaced(model, stand_in):
         proto = ir.to_proto(model)
-    outputs = (data, target) if queue else (target,)
-    with atomic_files(*outputs) as files:
-        for tensor in queue:
-            files[0].seek(offsets[id(tensor)])
-            _write_tensor(tensor, files[0])
+    with atomic_files(*data, target) as files:
+        for tensor in layout.tensors:
+            file, offset = layout.places[id(tensor)]
+            files[file].seek(offset)
+            _write_tensor(tensor, files[file])
         _write_proto(proto, spliced, files[-1], target)
-    return outputs
+    return (*data, target)
+
+
+def _streamable(tensor: ir.TensorProtocol) -> bool:
+    import onnx_ir as ir
+
+    return tensor.dtype != ir.DataType.STRING and tensor.nbytes > _SMALL
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where each tensor goes in the data files. ``places``: identity of a tensor -> index of its file, offset there."""
+
+    tensors: tuple[ir.TensorProtocol, ...]
+    places: Mapping[int, tuple[int, int]]  # by identity: a tensor that is used twice is written once
+
+    @classmethod
+    def of(cls, tensors: Iterable[ir.TensorProtocol], limit: int | None) -> _Layout:
+        """Fill one file after the other in the tensors' order."""
+        queue: list[ir.TensorProtocol] = []
+        places: dict[int, tuple[int, int]] = {}
+        file = end = 0
+        for tensor in tensors:
+            if id(tensor) in places or not _streamable(tensor):
+                continue
+            offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+            if limit is not None and offset and offset + tensor.nbytes > limit:
+                file, offset = file + 1, 0
+            places[id(tensor)] = (file, offset)
+            end = offset + tensor.nbytes
+            queue.append(tensor)
+        return cls(tuple(queue), places)
+
+    def files(self, target: Path) -> tuple[Path, ...]:
+        """The data files of a model file, in their order."""
+        count = 1 + max((file for file, _ in self.places.values()), default=-1)
+        if count == 1:
+            return (target.with_name(f"{target.name}.data"),)
+        names = (f"{target.stem}-{number:05}-of-{count:05}{target.suffix}.data" for number in range(1, count + 1))
+        return tuple(target.with_name(name) for name in names)
 
 
 def _same_file(first: str | os.PathLike[str], second: Path) -> bool:
@@ -210,15 +248,15 @@ def _write_proto(proto: onnx.ModelProto, spliced: dict[str, ir.TensorProtocol], 
         payload = 0
         if tensor is not None:
             payload = tensor.nbytes
-            body += _field_head(initialiser.RAW_DATA_FIELD_NUMBER, payload)
-        piece = _field_head(proto.graph.INITIALIZER_FIELD_NUMBER, len(body) + payload) + body
+            body += field_head(initialiser.RAW_DATA_FIELD_NUMBER, payload)
+        piece = field_head(proto.graph.INITIALIZER_FIELD_NUMBER, len(body) + payload) + body
         pieces.append((piece, tensor))
         graph_size += len(piece) + payload
     proto.graph.ClearField("initializer")
     graph = proto.graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
     head = proto.SerializeToString(deterministic=True)
-    head += _field_head(proto.GRAPH_FIELD_NUMBER, len(graph) + graph_size)
+    head += field_head(proto.GRAPH_FIELD_NUMBER, len(graph) + graph_size)
     if len(head) + len(graph) + graph_size > _PROTOBUF_LIMIT:
         raise UsageError(
             f"cannot write '{target}': its {len(head) + len(graph) + graph_size} bytes are more than one ONNX file can "
@@ -230,20 +268,6 @@ def _write_proto(proto: onnx.ModelProto, spliced: dict[str, ir.TensorProtocol], 
         file.write(piece)
         if tensor is not None:
             _write_tensor(tensor, file)
-
-
-def _field_head(number: int, length: int) -> bytes:
-    """Tag and length of a length-delimited protobuf field."""
-    return _varint(number << 3 | 2) + _varint(length)
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
 
 
 def external_locations(model: ir.Model) -> tuple[str, ...]:

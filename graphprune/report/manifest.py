@@ -83,6 +83,7 @@ def manifest_document(
     met: Met | None,
     model: LatencyModel | None,
     notes: Sequence[str],
+    build: Mapping[str, Any] | None,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Everything an export knows; see ``docs/manifest.md``."""
@@ -115,6 +116,7 @@ def manifest_document(
         "groups_cut": cut,
         "refusals": [asdict(refusal) for refusal in network.grouping.coupling.refusals],
         "verification": None if verdict is None else asdict(verdict),
+        "build": None if build is None else dict(build),
         "latency": None if comparison is None else comparison.to_json(),
         "latency_target": None if met is None or model is None else _latency_target(met, model, network),
         "parameter_names": dict(names),
