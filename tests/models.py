@@ -423,7 +423,7 @@ def many() -> Sample:
 
 
 def branches() -> Sample:
-    """An If whose branches capture values of the outer graph; what it captures is never cut."""
+    """An If whose branches capture a value of the outer graph."""
     net = Net()
     x = net.block(image(net), "a", 3, 16)
     x = net.block(x, "b", 16, 20)

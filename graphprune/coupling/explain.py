@@ -58,9 +58,8 @@ def explain(grouping: Grouping, tensor: str, axis: int) -> AxisReport:
     axis %= len(shape)
     spaces = coupling.of(name)
     if name in coupling.private:  # one copy per use: show the use that is cut, if any
-        uses = [
-            coupling.axes(node, k) for node, k in program.values()[name].uses() if node.graph is program.model.graph
-        ]
+        stated = {binding.node for binding in coupling.bindings}
+        uses = [coupling.axes(node, k) for node, k in program.values()[name].uses() if node in stated] or [spaces]
         spaces = next((one for one in uses if any(leaf in grouping.place for leaf in leaves(one[axis]))), uses[0])
     parts: dict[object, Part] = {}
     for one in leaves(spaces[axis]):

@@ -184,7 +184,7 @@ class Solution:
             return tuple(self.grouping.mask(space, keep) for space in axes)
 
         bearers: dict[str, list[tuple[int, int]]] = {}
-        for k, axes in enumerate(layout.operands):
+        for k, axes in enumerate(layout.operands[: len(self.operand_axes)]):  # what bodies give is not masked
             for at, axis in enumerate(axes or ()):
                 for one in letters_of((axis,)):
                     space = self.binding.spaces.get(one.name)

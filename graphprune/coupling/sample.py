@@ -11,7 +11,17 @@ import onnx_ir as ir
 
 from graphprune.ir.program import Array
 
-__all__ = ["Operand", "Sample", "model_of"]
+__all__ = ["Body", "Operand", "Sample", "model_of"]
+
+
+class Body(str):
+    """A graph attribute of a sample, in ONNX's text form: ``then () => (float[5] t) { ... }``."""
+
+    def graph(self) -> ir.Graph:
+        """The graph."""
+        import onnx.parser
+
+        return ir.serde.deserialize_graph(onnx.parser.parse_graph(str(self)))
 
 
 @dataclass(frozen=True)
@@ -125,9 +135,8 @@ def model_of(sample: Sample, arrays: Sequence[Array | None]) -> ir.Model:
             value = reader.outputs[0]
             value.name, value.dtype = f"x{k}", ir.DataType.INT64
         operands.append(value)
-    node = ir.node(
-        sample.op, operands, dict(sample.attributes), domain=sample.domain, num_outputs=sample.results, name="op"
-    )
+    attributes = {name: held.graph() if isinstance(held, Body) else held for name, held in sample.attributes}
+    node = ir.node(sample.op, operands, attributes, domain=sample.domain, num_outputs=sample.results, name="op")
     for k, value in enumerate(node.outputs):
         value.name = "" if k in sample.left_out else f"y{k}"
     opsets = {"": sample.opset} | ({sample.domain: 1} if sample.domain else {})

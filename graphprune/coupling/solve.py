@@ -10,8 +10,22 @@ import onnx_ir as ir
 
 from graphprune.coupling.notation import Axis, Factor, Layout, Letter, Product, lay_out, parse, write
 from graphprune.coupling.registry import NodeView, Refuse, rule_for
-from graphprune.coupling.space import ONE, Refusal, Space, leaf, make_stat, make_whole, prod, sum_of, unify, whole
+from graphprune.coupling.space import (
+    ONE,
+    Refusal,
+    Space,
+    leaf,
+    make_stat,
+    make_whole,
+    prod,
+    relate,
+    sum_of,
+    unify,
+    unit,
+    whole,
+)
 from graphprune.errors import RuleError
+from graphprune.ir.nested import captures, graphs_of, operands, results, walk
 from graphprune.ir.program import Program, inputs_of
 
 __all__ = ["Binding", "Coupling", "couple", "describe"]
@@ -41,6 +55,11 @@ class Binding:
     spaces: Mapping[str, Space]
     live: bool
 
+    @property
+    def operands(self) -> Sequence[ir.Value | None]:
+        """What the layout's operands are: the node's inputs, and the outputs of its bodies."""
+        return operands(self.node)
+
     def attribute_sizes(self, size: Callable[[Space], int]) -> dict[str, int]:
         """What the attributes that hold sizes have to say, given the sizes of the spaces."""
         return {
@@ -69,7 +88,8 @@ class Coupling:
 
     def axes(self, node: ir.Node, k: int) -> list[Space]:
         """Spaces of operand ``k``, one per axis."""
-        value = node.inputs[k]
+        given = node.inputs
+        value = given[k] if k < len(given) else operands(node)[k]
         assert value is not None and value.name is not None
         if value.name in self.private:
             key = (node.outputs[0].name or "", k)
@@ -125,7 +145,7 @@ def couple(
 def _rearrangements(program: Program, private: frozenset[str]) -> list[ir.Node]:
     """Nodes that only move the elements of constants on their way to live nodes, in order."""
     wanted: set[ir.Node] = set()
-    stack = [value for node in program.live for value in node.inputs]
+    stack = [value for node in program.live for value in operands(node)]
     stack.extend(program.model.graph.outputs)
     while stack:
         value = stack.pop()
@@ -136,7 +156,7 @@ def _rearrangements(program: Program, private: frozenset[str]) -> list[ir.Node]:
         if one is not None and one.moves:
             wanted.add(node)
             stack += node.inputs
-    return [node for node in program.model.graph if node in wanted] if wanted else []
+    return [node for node in walk(program.model.graph) if node in wanted] if wanted else []
 
 
 def _size_readers(program: Program) -> list[ir.Node]:
@@ -146,7 +166,7 @@ def _size_readers(program: Program) -> list[ir.Node]:
     known = program.fixed | program.sizes
     return [
         node
-        for node in program.model.graph
+        for node in walk(program.model.graph)
         if node.outputs[0].name in program.sizes and any(v is not None and v.name not in known for v in node.inputs)
     ]
 
@@ -177,29 +197,14 @@ def _barrier(coupling: Coupling, node: ir.Node, reason: str) -> None:
     """Everything a node touches, the values that its subgraphs capture included, stays whole."""
     why = Refusal(reason, node.op_type, node.name or node.outputs[0].name or "")
     coupling.refusals.append(why)
-    for k, value in enumerate(node.inputs):
+    for k, value in enumerate(operands(node)):
         if value is not None:
             for axis, space in enumerate(coupling.axes(node, k)):
                 make_whole(space, Refusal(reason, why.op, why.node, value.name or "", axis))
-    for value in (*node.outputs, *captures(node)):
+    known = coupling.program.bodies
+    unknown = [graph for graph in graphs_of(node) if graph not in known or known[graph].reason]
+    for value in (*results(node), *captures(*unknown)):
         _close(coupling, value, why)
-
-
-def captures(node: ir.Node) -> list[ir.Value]:
-    """Values of outer graphs that a node's subgraphs use."""
-    found: list[ir.Value] = []
-    for held in node.attributes.values():
-        if held.type is ir.AttributeType.GRAPH:
-            graphs: Sequence[ir.Graph] = [held.as_graph()]
-        elif held.type is ir.AttributeType.GRAPHS:
-            graphs = held.as_graphs()
-        else:
-            continue
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                found += [value for value in inner.inputs if value is not None and value.graph is node.graph]
-            found += [value for value in graph.outputs if value.graph is node.graph]
-    return found
 
 
 def _state(coupling: Coupling, node: ir.Node, *, live: bool) -> None:
@@ -212,8 +217,9 @@ def _state(coupling: Coupling, node: ir.Node, *, live: bool) -> None:
 
 def _bind(coupling: Coupling, node: ir.Node, text: str, live: bool) -> None:
     shapes = coupling.program.shapes
-    given = [None if value is None else shapes.get(value.name or "") for value in node.inputs]
-    made = [shapes.get(value.name) if value.name else None for value in node.outputs]
+    read, written = operands(node), results(node)
+    given = [None if value is None else shapes.get(value.name or "") for value in read]
+    made = [shapes.get(value.name) if value.name else None for value in written]
     line = parse(text)
     layout = lay_out(
         line,
@@ -235,13 +241,13 @@ def _bind(coupling: Coupling, node: ir.Node, text: str, live: bool) -> None:
     for k, axes in enumerate(layout.results):
         if k >= len(made) or made[k] is None:
             continue
-        held = coupling.of(node.outputs[k].name or "")
+        held = coupling.of(written[k].name or "")
         if axes is None:
             opaque += held
         else:
             _read(axes, held, sizes, spaces, compound)
     for axis, held, at in compound:
-        unify(_space(axis, sizes, spaces), held[at])
+        unify(_space(axis, sizes, spaces, layout.passing), held[at])
     name = node.name or node.outputs[0].name or ""
     if live:
         for letter in layout.whole:
@@ -280,7 +286,7 @@ def _read(
             compound.append((axis, held, at))
 
 
-def _space(axis: Axis, sizes: Mapping[str, int], spaces: dict[str, Space]) -> Space:
+def _space(axis: Axis, sizes: Mapping[str, int], spaces: dict[str, Space], passing: frozenset[str]) -> Space:
     if isinstance(axis, Letter):
         space = spaces.get(axis.name)
         if space is None:
@@ -288,8 +294,19 @@ def _space(axis: Axis, sizes: Mapping[str, int], spaces: dict[str, Space]) -> Sp
         return space
     if isinstance(axis, Factor):
         return whole(axis.n, Refusal("it is a fixed number of parts"))
-    kids = [_space(term, sizes, spaces) for term in axis.terms]
-    return prod(kids) if isinstance(axis, Product) else sum_of(kids)
+    if isinstance(axis, Product):
+        return prod([_space(term, sizes, spaces, passing) for term in axis.terms])
+    single = [
+        term.name
+        for term in axis.terms
+        if isinstance(term, Letter) and sizes[term.name] == 1 and term.name not in spaces
+    ]
+    apart = any(name in passing for name in single)  # picked one by one: each can go, and they belong together
+    spaces.update((name, unit()) for name in single if apart)
+    kids = [_space(term, sizes, spaces, passing) for term in axis.terms]
+    if apart:
+        relate(kids)
+    return sum_of(kids)
 
 
 def _sizes(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from graphprune.coupling.groups import Grouping
 from graphprune.coupling.space import Form, Space, find
 
-__all__ = ["Counts", "Size", "Sizer"]
+__all__ = ["Counts", "Size", "Sizer", "product", "total"]
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 Counts = Mapping[str, Number]  # kept units by group id; scalars, or arrays of one shape
@@ -76,13 +76,21 @@ class Sizer:
             if placed is None:
                 return Size(((space.n, ()),))
             return Size(((1, ((placed[0], space.n / self.units[placed[0]]),)),))
-        parts = [self(kid).terms for kid in space.kids]
-        if space.form is Form.SUM:
-            return _collected(term for part in parts for term in part)
-        terms = parts[0]
-        for part in parts[1:]:
-            terms = tuple((a * b, (*left, *right)) for a, left in terms for b, right in part)
-        return _collected(terms)
+        parts = [self(kid) for kid in space.kids]
+        return total(parts) if space.form is Form.SUM else product(parts)
+
+
+def total(sizes: Iterable[Size]) -> Size:
+    """The sum of sizes."""
+    return _collected(term for size in sizes for term in size.terms)
+
+
+def product(sizes: Iterable[Size]) -> Size:
+    """The product of sizes; 1 where there are none."""
+    whole: tuple[tuple[int, tuple[tuple[str, float], ...]], ...] = ((1, ()),)
+    for size in sizes:
+        whole = tuple((a * b, tuple(sorted((*left, *right)))) for a, left in whole for b, right in size.terms)
+    return _collected(whole)
 
 
 def _collected(terms: Iterable[tuple[int, tuple[tuple[str, float], ...]]]) -> Size:

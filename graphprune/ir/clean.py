@@ -1,6 +1,7 @@
 """Cleaning: bring what exporters leave behind into the form that the rest of the package reads.
 
-Names of values never change, so that plans can speak of the source file's own tensors.
+Names of values never change, so that plans can speak of the source file's own tensors; but where several bodies give
+the same name to different values, the later ones get a name of their own.
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from graphprune.ir.program import attribute, constant_tensor
+from graphprune.ir.nested import graphs_of
+from graphprune.ir.program import attribute, constant_tensor, graph_values
 
 __all__ = ["clean", "name_everything", "sweep"]
 
 
 def clean(model: ir.Model) -> None:
     """Name every value and node, replace casts after a value's type and sequences of splits; in place."""
+    for graph in model.graph.subgraphs():  # they are of the outer graph's opset; the container does not say so
+        graph.opset_imports.update(model.graph.opset_imports)
     name_everything(model)
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         if node.domain not in ("", "ai.onnx"):
             continue
         if node.op_type == "CastLike":
@@ -26,25 +30,29 @@ def clean(model: ir.Model) -> None:
 
 
 def name_everything(model: ir.Model) -> None:
-    """Give nameless outputs and nodes a name that is not taken."""
-    taken = {value.name for node in model.graph.all_nodes() for value in node.outputs if value.name}
-    taken |= {value.name for value in model.graph.inputs if value.name} | set(model.graph.initializers)
+    """Give nameless outputs and nodes a name that is not taken, and bodies' values one that no other value has."""
+    taken = set(graph_values(model.graph))
+    for graph in model.graph.subgraphs():
+        for name, value in graph_values(graph).items():
+            if name in taken:
+                value.name = _free(f"{name}/{graph.name or 'body'}", taken)
+            taken.add(value.name or "")
     nodes = {node.name for node in model.graph.all_nodes() if node.name}
     for i, node in enumerate(model.graph.all_nodes()):
         for k, value in enumerate(node.outputs):
-            if not value.name and value.uses():
-                name = f"{node.op_type}_{i}_{k}"
-                while name in taken:
-                    name += "_"
-                taken.add(name)
-                value.name = name
+            if not value.name and (value.uses() or (k == 0 and graphs_of(node))):
+                value.name = _free(f"{node.op_type}_{i}_{k}", taken)
         if not node.name:
             name = next((value.name for value in node.outputs if value.name), f"{node.op_type}_{i}")
-            assert name is not None
-            while name in nodes:
-                name += "_"
-            nodes.add(name)
-            node.name = name
+            node.name = _free(name, nodes)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name like this one that is not taken; it is from now on."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _cast(node: ir.Node) -> None:
@@ -104,5 +112,16 @@ def _split(model: ir.Model, node: ir.Node) -> None:
 
 
 def sweep(model: ir.Model) -> None:
-    """Remove nodes and initialisers that nothing uses; in place. Inputs stay."""
+    """Remove nodes and initialisers that nothing uses, in bodies as well; in place. Inputs stay."""
+    holders = [node for node in model.graph.all_nodes() if graphs_of(node)]
     RemoveUnusedNodesPass()(model)
+    for graph in model.graph.subgraphs():
+        for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+            if not graph.initializers[name].is_graph_output():
+                del graph.initializers[name]
+    gone = [node for node in holders if node.graph is None]
+    for inner in (inner for node in gone for graph in graphs_of(node) for inner in graph.all_nodes()):
+        for k in range(len(inner.inputs)):  # the pass takes what the bodies of a removed node captured for used
+            inner.replace_input_with(k, None)
+    if gone:
+        sweep(model)

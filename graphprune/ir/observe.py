@@ -7,34 +7,26 @@ static, and size arithmetic over static axes is as good as constant.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from graphprune.errors import InputError
-from graphprune.ir.program import Array, Program, Runner, constant_tensor, graph_values, inputs_of, submodel
+from graphprune.ir.look import READS_SIZES, Observer, Seen
+from graphprune.ir.nested import Body, bodies, branches, graphs_of, walk
+from graphprune.ir.program import Array, Program, Runner, constant_tensor, inputs_of, submodel
 
 __all__ = ["example_for", "observe", "random_feeds"]
 
-_READS_SIZES = frozenset({"Shape", "Size"})  # they depend on their operand's shape alone
 _SMALL = 4096  # elements; nothing that feeds a shape is larger
-_SUFFIX = "/observed_shape"
+_LARGEST_INPUT = 2**32  # bytes of an example input: far above any network's
 _ALIKE = 3  # tries that fail with the very same words: then it is not the sizes
 
 # Sizes tried for symbolic dimensions: images, then text lines, then token sequences and feature vectors.
 _IMAGE = (224, 48, 32, 64, 128, 256, 320, 640, 28, 96)
 _OTHER = (16, 32, 8, 64, 128, 80, 224, 256, 512, 576, 1, 2, 4)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One run: the shape of every tensor and the contents of size readers."""
-
-    shapes: dict[str, tuple[int, ...]]
-    read: dict[str, Array]
 
 
 def random_array(shape: tuple[int, ...], dtype: ir.DataType, rng: np.random.Generator, high: int = 8) -> Array:
@@ -107,58 +99,6 @@ def _candidates(unknown: list[str], leading: set[str], image: bool) -> Iterator[
                 yield base | dict.fromkeys(rest, others) | {rest[0]: first}
 
 
-class _Observer:
-    """The network with the shapes of all its values as outputs; runs on any input sizes."""
-
-    def __init__(self, model: ir.Model, run: Runner) -> None:
-        self.run = run
-        self.model = model.clone()
-        graph = self.model.graph
-        taken = {value.name or "" for node in graph for value in node.outputs}
-        self.suffix = _SUFFIX
-        while any(name.endswith(self.suffix) for name in taken):
-            self.suffix += "_"
-        read: list[ir.Value] = []
-        names: list[str] = []
-        for node in list(graph):
-            if node.op_type in _READS_SIZES and node.domain == "":
-                read.extend(node.outputs)
-            for value in node.outputs:
-                if value.name and not _is_container(node, value):
-                    names.append(value.name)
-        values = graph_values(graph)
-        graph.outputs.clear()
-        for value in read:
-            graph.outputs.append(value)
-        for name in names:
-            reader = ir.node("Shape", inputs=[values[name]])
-            reader.outputs[0].name = name + self.suffix
-            graph.append(reader)
-            graph.outputs.append(reader.outputs[0])
-
-    def __call__(self, feeds: Mapping[str, Array]) -> Seen:
-        shapes: dict[str, tuple[int, ...]] = {name: array.shape for name, array in feeds.items()}
-        read: dict[str, Array] = {}
-        for name, array in self.run(self.model, feeds, None).items():
-            if name.endswith(self.suffix):
-                shapes[name.removesuffix(self.suffix)] = tuple(int(n) for n in array)
-            else:
-                read[name] = array
-        return Seen(shapes, read)
-
-
-def _is_container(node: ir.Node, value: ir.Value) -> bool:
-    """Whether a value is a sequence or an optional, which have no shape; the operator's schema says so."""
-    if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
-        return True
-    try:
-        schema = onnx.defs.get_schema(node.op_type, node.graph.opset_imports[node.domain], node.domain)  # type: ignore[union-attr]
-    except Exception:
-        return False
-    formal = schema.outputs[min(value.index() or 0, len(schema.outputs) - 1)]
-    return bool(formal.types) and all(kind.startswith(("seq(", "optional(")) for kind in formal.types)
-
-
 def example_for(
     model: ir.Model,
     given: Mapping[str, Array],
@@ -209,6 +149,11 @@ def example_for(
                 continue
             assert value.dtype is not None
             shape = shapes.get(name) or tuple(d if isinstance(d, int) else sizes[d] for d in _declared(value))
+            if (needed := math.prod(shape) * value.dtype.itemsize) > _LARGEST_INPUT:
+                raise InputError(
+                    f"an example of input {name!r} of shape {'x'.join(map(str, shape))} would take {needed:.0f} bytes, "
+                    f"more than {_LARGEST_INPUT}; give smaller ones with --input-shapes"
+                )
             feeds[name] = random_array(shape, value.dtype, rng)
         return feeds
 
@@ -274,17 +219,19 @@ def observe(
     Raises:
         InputError: the model does not run, or an input's shape does not fit.
     """
-    observer = _Observer(model, run)
+    observer = Observer(model, run)
     feeds, seen, unknown = example_for(model, given or {}, input_shapes or {}, observer, seed)
     program = Program(model=model, examples=feeds, shapes=dict(seen.shapes), run=run)
-    for name, value in model.graph.initializers.items():
-        if value.shape is not None:
-            program.shapes[name] = tuple(int(n) for n in value.shape.numpy())
-    others = _second_looks(program, observer, unknown)
-    return _classify(program, seen, others, keep)
+    for graph in (model.graph, *(inner for node in walk(model.graph) for inner in bodies(node))):
+        for name, value in graph.initializers.items():
+            if value.shape is not None:
+                program.shapes[name] = tuple(int(n) for n in value.shape.numpy())
+    looks = _second_looks(program, observer, unknown)
+    others = [*seen.variants(), *(one for look in looks for one in (look, *look.variants()))]
+    return _Classifier(program, seen, others, keep).program
 
 
-def _second_looks(program: Program, observer: _Observer, unknown: list[str]) -> list[Seen]:
+def _second_looks(program: Program, observer: Observer, unknown: list[str]) -> list[Seen]:
     """Runs with other sizes of the symbolic dimensions: all together, or one by one where that does not run."""
     if not unknown:
         return []
@@ -307,45 +254,99 @@ def _second_looks(program: Program, observer: _Observer, unknown: list[str]) -> 
     return [seen for name in unknown if (seen := look({name})) is not None]
 
 
-def _classify(program: Program, seen: Seen, others: list[Seen], keep: Callable[[ir.Node], bool]) -> Program:
-    """Tell fixed values, size arithmetic and live nodes apart."""
-    shapes = seen.shapes
-    for name, shape in shapes.items():
-        moved = {a for other in others for a, n in enumerate(other.shapes.get(name, shape)) if n != shape[a]}
-        if moved:
-            program.moving[name] = frozenset(moved)
-    fixed = set(program.model.graph.initializers)
-    sizes: set[str] = set()
-    readers: dict[str, Array] = {}
-    live: list[ir.Node] = []
-    for node in program.model.graph:
-        inputs = [value.name for value in node.inputs if value is not None and value.name]
-        outputs = [value.name for value in node.outputs if value.name]
-        subgraphs = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-        if node.op_type in _READS_SIZES and node.domain == "":
-            readers[outputs[0]] = seen.read[outputs[0]]
-            still = all(np.array_equal(other.read[outputs[0]], seen.read[outputs[0]]) for other in others)
-            (fixed if still else sizes).update(outputs)
-        elif subgraphs or keep(node) or any(name not in shapes for name in outputs):
-            live.append(node)
-        elif all(name in fixed for name in inputs):
-            fixed.update(outputs)
-        elif all(name in fixed or name in sizes for name in inputs) and all(
-            len(shapes[name]) <= 1 and np.prod(shapes[name]) <= _SMALL and not program.moving.get(name)
-            for name in outputs
-        ):
-            sizes.update(outputs)
-        else:
-            live.append(node)
-    program.fixed, program.sizes, program.live = frozenset(fixed), frozenset(sizes), tuple(live)
-    _evaluate_small(program, readers, others)
-    return program
+class _Classifier:
+    """Tells fixed values, size arithmetic and live nodes apart, in the bodies that run as in the network itself."""
+
+    def __init__(self, program: Program, seen: Seen, others: list[Seen], keep: Callable[[ir.Node], bool]) -> None:
+        self.program, self.seen, self.others, self.keep = program, seen, others, keep
+        for name, shape in seen.shapes.items():
+            looks = [other.shapes.get(name, shape) for other in others]
+            moved = {a for other in looks for a, n in enumerate(shape) if len(other) != len(shape) or other[a] != n}
+            if moved:
+                program.moving[name] = frozenset(moved)
+        self.fixed = set(program.model.graph.initializers)
+        self.sizes: set[str] = set()
+        self.readers: dict[str, Array] = {}
+        self.live: list[ir.Node] = []
+        self._graph(program.model.graph, 1)
+        program.fixed, program.sizes, program.live = frozenset(self.fixed), frozenset(self.sizes), tuple(self.live)
+        if idle := sum(body.idle for body in program.bodies.values()):
+            program.notes += (
+                f"{idle} branch(es) are taken at none of the sizes tried; they are left as they are, and may not fit "
+                "what is cut around them",
+            )
+        _evaluate_small(program, self.readers, others)
+
+    def _graph(self, graph: ir.Graph, repeats: int) -> None:
+        seen, shapes, fixed, sizes = self.seen, self.seen.shapes, self.fixed, self.sizes
+        for node in graph:
+            inputs = [value.name for value in node.inputs if value is not None and value.name]
+            outputs = [value.name for value in node.outputs if value.name]
+            if bodies(node):
+                self._bodies(node, repeats)
+            elif node.op_type in READS_SIZES and node.domain == "":
+                self.readers[outputs[0]] = seen.read[outputs[0]]
+                still = all(
+                    np.array_equal(other.read.get(outputs[0], seen.read[outputs[0]]), seen.read[outputs[0]])
+                    for other in self.others
+                )
+                (fixed if still else sizes).update(outputs)
+            elif graphs_of(node) or self.keep(node) or any(name not in shapes for name in outputs):
+                self.live.append(node)
+            elif all(name in fixed for name in inputs):
+                fixed.update(outputs)
+            elif all(name in fixed or name in sizes for name in inputs) and self._small(outputs):
+                sizes.update(outputs)
+            else:
+                self.live.append(node)
+
+    def _small(self, names: list[str]) -> bool:
+        shapes, moving = self.seen.shapes, self.program.moving
+        return all(
+            len(shapes[name]) <= 1 and np.prod(shapes[name]) <= _SMALL and not moving.get(name) for name in names
+        )
+
+    def _bodies(self, node: ir.Node, repeats: int) -> None:
+        """Look into the bodies of a node that can be run; what is decided once and for all stands for the node."""
+        program, seen, name = self.program, self.seen, node.outputs[0].name or ""
+        taken = self._decided(node)
+        rounds = repeats * seen.rounds.get(name, 1)
+        for i, graph in enumerate(bodies(node)):
+            failed = next((one.failed[name, i] for one in (seen, *self.others) if (name, i) in one.failed), "")
+            idle = taken is not None and graph is not taken and bool(failed or self._unlike(node, graph))
+            times = rounds if taken in (None, graph) else 0
+            program.bodies[graph] = Body(graph, node, failed, idle, times)
+            if program.bodies[graph].known:
+                self.fixed.update(graph.initializers)
+                self._graph(graph, times)
+        if taken is not None and program.bodies[taken].known:
+            for value, source in zip(node.outputs, taken.outputs, strict=True):
+                for kind in (self.fixed, self.sizes):
+                    if source.name in kind and value.name:
+                        kind.add(value.name)
+                        program.same[value.name] = source
+        if any(value.name and value.name not in program.same for value in node.outputs):
+            self.live.append(node)
+
+    def _decided(self, node: ir.Node) -> ir.Graph | None:
+        """The branch of an If that is taken whatever the inputs hold and however large they are."""
+        name, given = node.outputs[0].name or "", node.inputs[0] if node.inputs else None
+        if not branches(node) or given is None or given.name not in self.fixed | self.sizes:
+            return None
+        known = {one.conditions[name] for one in (self.seen, *self.others) if name in one.conditions}
+        return bodies(node)[0 if known.pop() else 1] if len(known) == 1 else None
+
+    def _unlike(self, node: ir.Node, graph: ir.Graph) -> bool:
+        """Whether a branch gives other sizes than the node did."""
+        shapes = self.seen.shapes
+        pairs = zip(node.outputs, graph.outputs, strict=True)
+        return any(shapes.get(ours.name or "") != shapes.get(theirs.name or "") for ours, theirs in pairs)
 
 
 def _evaluate_small(program: Program, readers: dict[str, Array], others: list[Seen]) -> None:
     wanted = [
         name
-        for node in program.model.graph
+        for node in walk(program.model.graph)
         for name in (value.name for value in node.outputs)
         if name in (program.fixed | program.sizes)
         and name not in readers
@@ -357,16 +358,13 @@ def _evaluate_small(program: Program, readers: dict[str, Array], others: list[Se
         looks: list[dict[str, Array]] = [{} for _ in others]
     else:
         assert program.run is not None
-        program.small.update(program.run(submodel(program.model, wanted, readers), {}, wanted))
+        program.small.update(program.run(submodel(program, wanted, readers), {}, wanted))
         moved = [name for name in wanted if name in program.sizes]
         looks = [
-            program.run(submodel(program.model, moved, {name: other.read[name] for name in readers}), {}, moved)
-            if moved
-            else {}
-            for other in others
+            program.run(submodel(program, moved, readers | other.read), {}, moved) if moved else {} for other in others
         ]
     for look, other in zip(looks, others, strict=True):
-        for name, array in {**look, **{n: a for n, a in other.read.items() if n in program.sizes}}.items():
+        for name, array in {**{n: a for n, a in other.read.items() if n in program.sizes}, **look}.items():
             here = np.atleast_1d(program.small[name])
             moved_at = frozenset(int(i) for i in np.flatnonzero(here != np.atleast_1d(array)))
             if moved_at:

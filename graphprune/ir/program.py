@@ -6,16 +6,22 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graphprune.ir.mapped import MappedTensor
+
+if TYPE_CHECKING:
+    from graphprune.ir.nested import Body
+
 __all__ = [
     "Array",
     "Program",
     "Runner",
+    "all_values",
     "attribute",
     "constant_tensor",
     "graph_values",
@@ -42,17 +48,20 @@ class Program:
     """A network and its observations. The model is never changed in place; passes work on clones.
 
     Attributes:
-        model: the network as read, every value named, names unique per graph.
+        model: the network as read, every value named, names unique over it and its bodies.
         examples: an array per graph input.
         other_examples: inputs of other sizes that ran as well, where dimensions are symbolic.
-        shapes: the observed shape of every tensor of the outer graph, by name.
+        shapes: the observed shape of every tensor, those of bodies included, by name.
         moving: axes whose size follows a symbolic dimension of the inputs, by name.
         small: observed contents of small values that depend on sizes or constants only (Reshape targets, Slice
             bounds), by name.
         moving_entries: entries of ``small`` vectors that follow a symbolic dimension, by name.
         fixed: values that do not depend on the contents or the symbolic sizes of the inputs, by name.
         sizes: size vectors that follow symbolic dimensions, by name.
-        live: the nodes that are neither, in order.
+        live: the nodes that are neither, in order; those of bodies before the node that holds them.
+        bodies: the bodies of If, Loop and Scan, and what running them showed.
+        same: results of an If that always takes the same branch, and the value of that branch which they are, where
+            that value is fixed or a size vector.
         source: the file the network came from, if any.
         parameter_names: for a module, the user's own name of each initialiser.
     """
@@ -67,6 +76,8 @@ class Program:
     fixed: frozenset[str] = frozenset()
     sizes: frozenset[str] = frozenset()
     live: tuple[ir.Node, ...] = ()
+    bodies: dict[ir.Graph, Body] = field(default_factory=dict)
+    same: dict[str, ir.Value] = field(default_factory=dict)
     source: Path | None = None
     parameter_names: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -91,14 +102,14 @@ class Program:
         wanted = [name for name in names if name not in self._evaluated and name not in self.small]
         if wanted:
             assert self.run is not None
-            part = submodel(self.model, wanted, self.small)
+            part = submodel(self, wanted, self.small)
             self._evaluated.update(self.run(part, {}, wanted))
 
     def values(self) -> dict[str, ir.Value]:
-        """Every value of the outer graph by name."""
+        """Every value by name, those of bodies included."""
         cached: dict[str, ir.Value] | None = self.__dict__.get("_values")
         if cached is None:
-            cached = graph_values(self.model.graph)
+            cached = all_values(self.model.graph)
             self.__dict__["_values"] = cached
         return cached
 
@@ -116,9 +127,9 @@ def inputs_of(model: ir.Model) -> list[ir.Value]:
 
 
 def release(model: ir.Model) -> None:
-    """Let go of the mapped pages of external data; they are mapped again when they are next looked at."""
+    """Let go of the mapped pages of weights on disk; they are mapped again when they are next looked at."""
     for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
+        if isinstance(value.const_value, (ir.ExternalTensor, MappedTensor)):
             with contextlib.suppress(BufferError):  # somebody still holds a view
                 value.const_value.release()
 
@@ -130,6 +141,14 @@ def graph_values(graph: ir.Graph) -> dict[str, ir.Value]:
     for node in graph:
         values.update({value.name: value for value in node.outputs if value.name})
     return values
+
+
+def all_values(graph: ir.Graph) -> dict[str, ir.Value]:
+    """The values of a graph and of all graphs inside it by name."""
+    values: dict[str, ir.Value] = {}
+    for inner in graph.subgraphs():
+        values.update(graph_values(inner))
+    return values | graph_values(graph)
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
@@ -154,29 +173,49 @@ def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
     return None
 
 
-def submodel(model: ir.Model, outputs: Sequence[str], held: Mapping[str, Array]) -> ir.Model:
-    """A model without inputs that computes some values, given the contents of others."""
-    clone = model.clone()
-    graph = clone.graph
-    values = graph_values(graph)
-    for name, array in held.items():
-        old = values[name]
-        if old.producer() is not None and name not in outputs:
-            new = ir.Value(name=f"{name}/held", const_value=ir.tensor(array, name=f"{name}/held"))
-            graph.register_initializer(new)
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.outputs.clear()
-    graph.outputs.extend(values[name] for name in outputs)
-    graph.inputs.clear()
-    needed: set[ir.Node] = set()
-    stack = [values[name] for name in outputs]
-    while stack:  # not the library's pass: it takes what a removed node's subgraph captured for used
-        node = stack.pop().producer()
-        if node is not None and node not in needed:
-            needed.add(node)
-            stack += [value for value in node.inputs if value is not None]
-    graph.remove([node for node in graph if node not in needed], safe=False)
-    used = {value for node in needed for value in node.inputs} | set(graph.outputs)
-    for name in [name for name, value in graph.initializers.items() if value not in used]:
-        del graph.initializers[name]
-    return clone
+def submodel(program: Program, outputs: Sequence[str], held: Mapping[str, Array]) -> ir.Model:
+    """A model without inputs that computes some values, given the contents of others.
+
+    What bodies compute from constants alone is computed here without them.
+    """
+    values = program.values()
+    made: dict[ir.Value, ir.Value] = {}
+    constants: list[ir.Value] = []
+    nodes: list[ir.Node] = []
+    stack = [values[name] for name in reversed(outputs)]
+    while stack:
+        value = stack[-1]
+        name, node = value.name or "", value.producer()
+        if value in made:
+            stack.pop()
+        elif name in held and node is not None and name not in outputs:
+            made[value] = ir.Value(name=f"{name}/held", const_value=ir.tensor(held[name], name=f"{name}/held"))
+            constants.append(made[value])
+        elif node is None:
+            made[value] = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
+            constants.append(made[value])
+        else:
+            same = program.same.get(name)
+            needed = [one for one in (node.inputs if same is None else [same]) if one is not None and one not in made]
+            if needed:
+                stack += reversed(needed)
+                continue
+            nodes.append(_copied(node, made) if same is None else ir.node("Identity", [made[same]]))
+            ours = node.outputs if same is None else [value]
+            for old, new in zip(ours, nodes[-1].outputs, strict=True):
+                new.name, new.type, new.shape, made[old] = old.name, old.type, old.shape, new
+    graph = ir.Graph(
+        [],
+        [made[values[name]] for name in outputs],
+        nodes=nodes,
+        initializers=constants,
+        opset_imports=dict(program.model.graph.opset_imports),
+        name=program.model.graph.name,
+    )
+    return ir.Model(graph, ir_version=program.model.ir_version)
+
+
+def _copied(node: ir.Node, made: Mapping[ir.Value, ir.Value]) -> ir.Node:
+    inputs = [None if value is None else made[value] for value in node.inputs]
+    attributes = list(node.attributes.values())
+    return ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=len(node.outputs), name=node.name)

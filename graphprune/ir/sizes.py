@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.errors import GraphpruneError
-from graphprune.ir.program import Array, Program, attribute, graph_values
+from graphprune.ir.program import Array, Program, all_values, attribute
 
 __all__ = ["Constants", "SizeWriter", "freeze_readers", "rewrite"]
 
@@ -33,7 +33,7 @@ class Constants:
     taken: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.taken |= set(graph_values(self.graph))
+        self.taken |= set(all_values(self.graph))
 
     def get(self, array: Array, name: str) -> ir.Value:
         """An initialiser of this content, named ``name`` or like it where a new one is needed."""
@@ -50,13 +50,13 @@ class Constants:
         self.taken.add(unique)
         return unique
 
-    def add(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-        """A new initialiser."""
+    def add(self, tensor: ir.TensorProtocol, name: str, graph: ir.Graph | None = None) -> ir.Value:
+        """A new initialiser, of the body ``graph`` where one is named."""
         tensor.name = unique = self.unique(name)
         value = ir.Value(
             name=unique, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
-        self.graph.register_initializer(value)
+        (self.graph if graph is None else graph).register_initializer(value)
         return value
 
 
@@ -145,7 +145,7 @@ def rewrite(writer: SizeWriter) -> None:
 
 def freeze_readers(program: Program, graph: ir.Graph, constants: Constants, mask: Callable[[str, int], Mask]) -> None:
     """Let every remaining ``Shape`` of a cut value give the sizes that the value had."""
-    for node in list(graph):
+    for node in list(graph.all_nodes()):
         if node.op_type != "Shape" or node.domain not in ("", "ai.onnx"):
             continue
         source, result = node.inputs[0], node.outputs[0]
@@ -167,11 +167,13 @@ def freeze_readers(program: Program, graph: ir.Graph, constants: Constants, mask
         original.dtype, original.shape = ir.DataType.INT64, result.shape
         output = result.is_graph_output()
         users = [(user, k) for user, k in result.uses() if user is not pick]
-        graph.insert_after(node, pick)
+        home = node.graph
+        assert home is not None
+        home.insert_after(node, pick)
         for user, k in users:
             user.replace_input_with(k, original)
         if output:
-            graph.outputs[[value is result for value in graph.outputs].index(True)] = original
+            home.outputs[[value is result for value in home.outputs].index(True)] = original
             result.name, original.name = constants.unique(f"{name}/cut"), name
 
 
@@ -380,10 +382,18 @@ def _packed_attention(writer: SizeWriter) -> None:
     _keep_scale(writer, len(parts[0]) // heads, left[0] // left_heads)
 
 
+def _experts(writer: SizeWriter) -> None:
+    """The kernels refuse to choose more experts than there are; all of them are what the best of so few are."""
+    left = int(writer.masks("operand", 1, 1).sum())
+    if left < int(attribute(writer.node, "k", 1)):
+        writer.node.attributes["k"] = ir.AttrInt64("k", left)
+
+
 _MS = "com.microsoft"
 _WRITERS: dict[tuple[str, str], Callable[[SizeWriter], None]] = {
     ("", "Attention"): _attention,
     (_MS, "Attention"): _packed_attention,
+    (_MS, "MoE"): _experts,
     (_MS, "MultiHeadAttention"): _attention,
     (_MS, "QAttention"): _packed_attention,
     ("", "ConstantOfShape"): _constant_of_shape,

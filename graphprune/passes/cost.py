@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod as multiply
 
+import onnx_ir as ir
+
 from graphprune.coupling.groups import Group, Grouping, Keep, sources
 from graphprune.coupling.solve import Binding
 from graphprune.coupling.space import Space, find, free_leaves
@@ -22,7 +24,8 @@ class Cost:
 
     ``weights`` has one term per constant that live nodes compute with, ``work`` one per contraction: a number times
     the sizes of the axes that may change. Scalars, sizes and indices do not count as parameters. A small vector that
-    several layers share counts for each of them, because each is cut on its own.
+    several layers share counts for each of them, because each is cut on its own. The body of a Loop or a Scan works as
+    often as it was run on the example inputs; of an If both branches count, since the next input may take the other.
     """
 
     grouping: Grouping
@@ -35,6 +38,7 @@ class Cost:
         coupling = grouping.coupling
         weights: dict[tuple[str, object], tuple[str, Term]] = {}
         work: list[tuple[str, Term]] = []
+        rounds: dict[ir.Graph | None, int] = {body.graph: body.repeats for body in coupling.program.bodies.values()}
         for binding in coupling.bindings:
             if not binding.live:
                 continue
@@ -43,7 +47,7 @@ class Cost:
                 if key not in weights and multiply(space.n for space in spaces) > 1:
                     weights[key] = name, _term(1, spaces)
             for factors in binding.layout.macs:
-                number = multiply(f for f in factors if isinstance(f, int))
+                number = rounds.get(binding.node.graph, 1) * multiply(f for f in factors if isinstance(f, int))
                 spaces = [binding.spaces[f] for f in factors if isinstance(f, str) and f in binding.spaces]
                 work.append((binding.node.name or binding.node.outputs[0].name or "", _term(number, spaces)))
         return cls(grouping, tuple(weights.values()), tuple(work))
@@ -107,7 +111,7 @@ def _term(number: int, spaces: Iterable[Space]) -> Term:
 
 def _constants(grouping: Grouping, binding: Binding) -> Iterable[tuple[str, list[Space]]]:
     coupling = grouping.coupling
-    for k, value in enumerate(binding.node.inputs):
+    for k, value in enumerate(binding.operands):
         if value is None or value.name not in coupling.program.fixed or k in binding.layout.ignored:
             continue
         if k < len(binding.layout.operands) and binding.layout.operands[k] is not None:

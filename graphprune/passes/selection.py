@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from graphprune.coupling.groups import Group, Grouping
 from graphprune.errors import UsageError
+from graphprune.ir.nested import walk
 
 __all__ = ["Selection"]
 
@@ -79,5 +80,5 @@ def _names(grouping: Grouping, parameter_names: Mapping[str, str]) -> dict[str, 
 
 def _all_names(grouping: Grouping) -> list[str]:
     program = grouping.coupling.program
-    nodes = {node.name for node in program.model.graph if node.name}
+    nodes = {node.name for node in walk(program.model.graph) if node.name}
     return sorted(set(program.values()) | nodes | set(program.parameter_names.values()))

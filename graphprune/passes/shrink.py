@@ -15,7 +15,8 @@ from graphprune.coupling.groups import Grouping, Keep, sources
 from graphprune.coupling.solve import Binding
 from graphprune.coupling.space import Space, find
 from graphprune.ir.clean import sweep
-from graphprune.ir.program import Array, constant_tensor, graph_values
+from graphprune.ir.nested import captures, operands, replace_operand, walk
+from graphprune.ir.program import Array, all_values, constant_tensor
 from graphprune.ir.sizes import Constants, SizeWriter, freeze_readers, rewrite
 
 __all__ = ["Shrink"]
@@ -47,7 +48,7 @@ class _Shrinking:
         self.keep = keep
         self.masks: dict[Space, Mask] = {}
         self.new = self.program.model.clone()
-        self.values = graph_values(self.new.graph)
+        self.values = all_values(self.new.graph)
         self.constants = Constants(self.new.graph)
         self.cut: dict[tuple[str, bytes], ir.Value] = {}
 
@@ -58,7 +59,7 @@ class _Shrinking:
         return self.masks[space]
 
     def model(self) -> ir.Model:
-        nodes = {node.outputs[0].name: node for node in self.new.graph if node.outputs}
+        nodes = {node.outputs[0].name: node for node in walk(self.new.graph) if node.outputs}
         pairs = [
             (binding, node)
             for binding in self.coupling.bindings
@@ -67,8 +68,8 @@ class _Shrinking:
         self._fold(pairs)
         freeze_readers(self.program, self.new.graph, self.constants, lambda n, a: self.mask(self.coupling.of(n)[a]))
         for binding, node in pairs:
-            for k in range(len(node.inputs)):
-                self._cut_operand(binding, node, k)
+            for k, value in enumerate(operands(node)):
+                self._cut_operand(binding, node, k, value)
             for name, size in binding.attribute_sizes(lambda space: int(self.mask(space).sum())).items():
                 if name in node.attributes:
                     node.attributes[name] = ir.AttrInt64(name, size)
@@ -101,7 +102,7 @@ class _Shrinking:
         self.folded = {
             value.name
             for binding, node in pairs
-            for k, value in enumerate(node.inputs)
+            for k, value in enumerate(operands(node))
             if value is not None
             and k not in binding.layout.ignored
             and binding.layout.operands[k] is not None
@@ -116,8 +117,7 @@ class _Shrinking:
             return self.mask(self.coupling.axes(node, k)[axis])
         return self.mask(self.coupling.of(node.outputs[k].name or "")[axis])
 
-    def _cut_operand(self, binding: Binding, node: ir.Node, k: int) -> None:
-        value = node.inputs[k]
+    def _cut_operand(self, binding: Binding, node: ir.Node, k: int, value: ir.Value | None) -> None:
         if value is None or value.name not in self.program.fixed or k in binding.layout.ignored:
             return
         if binding.layout.operands[k] is None:  # sizes and indices are rewritten, not cut
@@ -130,7 +130,7 @@ class _Shrinking:
         key = (value.name, b"|".join(np.packbits(mask).tobytes() for mask in masks))
         if key not in self.cut:
             self.cut[key] = self._constant(value.name, masks)
-        node.replace_input_with(k, self.cut[key])
+        replace_operand(node, k, self.cut[key])
 
     def _constant(self, name: str, masks: Sequence[Mask]) -> ir.Value:
         kept = [None if mask.all() else np.flatnonzero(mask) for mask in masks]
@@ -141,7 +141,10 @@ class _Shrinking:
             array = program.tensor(name)
             for axis, chosen in enumerate(kept):
                 if chosen is not None:
-                    array = np.take(array, chosen, axis=axis)
+                    if array.flags.aligned:
+                        array = np.take(array, chosen, axis=axis)
+                    else:  # within a mapped file; np.take would copy it as a whole first
+                        array = array[(slice(None),) * axis + (chosen,)]
             return np.asarray(array, order="C")
 
         shape = [int(mask.sum()) for mask in masks]
@@ -153,15 +156,15 @@ class _Shrinking:
             )
         else:
             tensor = ir.Tensor(contents(), dtype=dtype)
-        return self.constants.add(tensor, name)
+        return self.constants.add(tensor, name, self.values[name].graph)
 
     def _name(self) -> None:
         """Give cut constants the names of those that they replace, once these are gone."""
-        graph = self.new.graph
-        inputs = {value.name: i for i, value in enumerate(graph.inputs)}
+        inputs = {value.name: i for i, value in enumerate(self.new.graph.inputs)}
         for (name, _), value in self.cut.items():
             old = self.values[name]
-            if old.uses() or value.name == name or value.graph is None:
+            graph = value.graph
+            if old.uses() or value.name == name or graph is None:
                 continue
             if old.is_initializer():
                 if name in inputs:  # before IR version 4 initialisers are listed as inputs
@@ -171,7 +174,12 @@ class _Shrinking:
                 value.name = name
 
     def _annotate(self) -> None:
-        """Declared shapes of inner values follow the cut."""
+        """Declared shapes of inner values follow the cut; where a branch never taken reads it, they are dropped."""
+        for body in self.program.bodies.values():
+            if body.idle and any(self._is_cut(value.name or "") for value in captures(body.graph)):
+                for name, value in all_values(body.graph).items():
+                    if not value.is_initializer():
+                        self.values[name].shape = None
         for name, value in self.values.items():
             if value.shape is None or name not in self.coupling.values or value.is_initializer():
                 continue
@@ -181,3 +189,6 @@ class _Shrinking:
                     kept = int(self.mask(space).sum())
                     if isinstance(value.shape[axis], int) and value.shape[axis] != kept and kept != space.n:
                         value.shape[axis] = kept
+
+    def _is_cut(self, name: str) -> bool:
+        return any(not self.mask(space).all() for space in self.coupling.values.get(name, ()))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import onnx_ir as ir
 
 from graphprune.errors import InputError, VerificationError
+from graphprune.ir.nested import bodies, branches, graphs_of, walk
 from graphprune.ir.observe import random_feeds
-from graphprune.ir.program import Array, Program, Runner, graph_values, inputs_of
+from graphprune.ir.program import Array, Program, Runner, all_values, constant_tensor, graph_values, inputs_of
 from graphprune.ir.sizes import Constants
 from graphprune.passes.plan import PlanMember
 
-__all__ = ["Verdict", "Verify", "masked"]
+__all__ = ["FLOAT_RTOL", "Verdict", "Verify", "masked", "paths"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Verdict:
         dtype: the precision in which both ran.
         worst: name of the output (or of the inner value before it) with the largest relative difference.
         difference_to_original: largest relative difference of the cut network to the unmasked original (what was lost).
+        ways: how many ways through the branches of its Ifs were compared; 1 where there are none.
     """
 
     passed: bool
@@ -42,11 +48,15 @@ class Verdict:
     rtol: float
     worst: str
     difference_to_original: float
+    ways: int = 1
 
 
 @dataclass(frozen=True)
 class Verify:
     """Masked equivalence on random inputs and given samples.
+
+    Where a network has an If, every input is run as it is and then once more for each way through its branches, with
+    the conditions replaced (:func:`paths`): a branch that no sample takes is held to the equivalence all the same.
 
     Args:
         samples: number of random inputs.
@@ -88,12 +98,19 @@ class Verify:
         feeds = [program.examples, *fresh, *program.other_examples, *extra]
         looked = witnesses(program)
         models = (with_outputs(model, looked) for model in (masked(program, members), pruned, program.model))
+        ways = [{}, *paths(program)]
         # one model after the other, so that one session is held at a time
-        expected, found, dense = ([run(model, sample) for sample in feeds] for model in models)
+        expected, found, dense = (list(_runs(model, ways, feeds, run)) for model in models)
         worst = (0.0, 0.0, "")
         lost = 0.0
         passed = True
-        for want, have, full in zip(expected, found, dense, strict=True):
+        compared = [0] * len(ways)
+        for i, (want, have, full) in enumerate(zip(expected, found, dense, strict=True)):
+            if isinstance(want, InputError) or isinstance(full, InputError):
+                continue  # a branch that this input is not made for
+            if isinstance(have, InputError):
+                raise have
+            compared[i // len(feeds)] += 1
             for name, value in want.items():
                 if name in looked and (name not in have or have[name].shape != value.shape):
                     continue  # an inner value that was cut
@@ -102,7 +119,20 @@ class Verify:
                 if (relative, absolute) >= worst[:2]:
                     worst = (relative, absolute, name)
                 lost = max(lost, self._compare(full[name], have[name], rtol)[1])
-        return Verdict(passed, worst[1], worst[0], len(feeds), dtype, self.atol, rtol, worst[2], lost)
+        if not all(compared):
+            _log.warning("%d of the %d ways through its branches run on no sample", compared.count(0), len(ways))
+        return Verdict(
+            passed,
+            worst[1],
+            worst[0],
+            len(feeds),
+            dtype,
+            self.atol,
+            rtol,
+            worst[2],
+            lost,
+            ways=len(ways) - compared.count(0),
+        )
 
     def _compare(self, want: Array, found: Array, rtol: float) -> tuple[float, float, bool]:
         if want.shape != found.shape:
@@ -123,10 +153,11 @@ class Verify:
         return absolute, relative, absolute <= self.atol + rtol * scale
 
 
+FLOAT_RTOL = 1e-4
 #: Accepted relative difference by the narrowest type that a network computes in, some units of its last place. Sums in
 #: another order are rounded to the other neighbour now and then, which shows where values are quantised.
 TOLERANCES = {
-    ir.DataType.FLOAT: 1e-4,
+    ir.DataType.FLOAT: FLOAT_RTOL,
     ir.DataType.FLOAT16: 5e-3,
     ir.DataType.BFLOAT16: 4e-2,
     ir.DataType.INT8: 2e-2,
@@ -136,7 +167,8 @@ TOLERANCES = {
 
 def tolerance(program: Program) -> float:
     """The accepted relative difference for a network, from the types of its constants."""
-    held = {value.const_value.dtype for value in program.model.graph.initializers.values() if value.const_value}
+    constants = [constant_tensor(value) for value in program.values().values()]
+    held = {one.dtype for one in constants if one is not None}
     return max((TOLERANCES[one] for one in held if one in TOLERANCES), default=TOLERANCES[ir.DataType.FLOAT])
 
 
@@ -170,6 +202,58 @@ def witnesses(program: Program) -> list[str]:
     return [name for name in names if name not in outputs]
 
 
+def paths(program: Program) -> list[dict[str, bool]]:
+    """Ways through the branches of a network: what the Ifs decide, by the name of an If's first result.
+
+    Together they take every branch that could be run; none where there is no If.
+    """
+    return _paths(program, program.model.graph)
+
+
+def _paths(program: Program, graph: ir.Graph) -> list[dict[str, bool]]:
+    found: list[dict[str, bool]] = []
+    for node in graph:
+        known = [(one, taken) for one, taken in zip(bodies(node), (True, False), strict=False) if _known(program, one)]
+        own = [
+            ({node.outputs[0].name or "": taken} if branches(node) and len(known) > 1 else {}) | deeper
+            for one, taken in known
+            for deeper in _paths(program, one) or [{}]
+        ]
+        if any(own):  # independent Ifs take their turns together
+            found = [(first or {}) | (second or {}) for first, second in zip_longest(found, own)]
+    return found
+
+
+def _known(program: Program, graph: ir.Graph) -> bool:
+    return graph in program.bodies and program.bodies[graph].known
+
+
+def _runs(
+    model: ir.Model, ways: Sequence[Mapping[str, bool]], feeds: Sequence[Mapping[str, Array]], run: Runner
+) -> Iterator[dict[str, Array] | InputError]:
+    """The outputs for every way and input; the error where a way that was forced does not run."""
+    for way in ways:
+        chosen = forced(model, way) if way else model
+        for sample in feeds:
+            try:
+                yield run(chosen, sample)
+            except InputError as error:
+                if not way:
+                    raise
+                yield error
+
+
+def forced(model: ir.Model, way: Mapping[str, bool]) -> ir.Model:
+    """A clone whose Ifs decide as told, by the name of their first result; the others as ever."""
+    clone = model.clone()
+    constants = Constants(clone.graph)
+    for node in walk(clone.graph):
+        taken = way.get(node.outputs[0].name or "") if branches(node) else None
+        if taken is not None:
+            node.replace_input_with(0, constants.get(np.array(taken), f"{node.name}/forced"))
+    return clone
+
+
 def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A clone that also gives some inner values, as far as it has them."""
     clone = model.clone()
@@ -185,7 +269,7 @@ def masked(program: Program, members: Sequence[PlanMember]) -> ir.Model:
     copied); the mask is multiplied in when the model runs.
     """
     model = program.model.clone()
-    values = graph_values(model.graph)
+    values = all_values(model.graph)
     constants = Constants(model.graph)
     kept: dict[tuple[str, int], Array] = {}
     for member in members:
@@ -202,26 +286,49 @@ def masked(program: Program, members: Sequence[PlanMember]) -> ir.Model:
         mask = kept.setdefault((member.tensor, member.axis), np.ones(member.size, dtype=np.bool_))
         mask[np.asarray(member.removed)] = False
     for (name, axis), mask in kept.items():
-        _silence(model.graph, values[name], axis, mask, len(program.shapes[name]), constants)
+        if values[name].dtype is None and name in program.fixed:
+            values[name].dtype = ir.DataType.from_numpy(program.tensor(name).dtype)
+        _silence(values[name], axis, mask, len(program.shapes[name]), constants)
     return model
 
 
-def _silence(graph: ir.Graph, value: ir.Value, axis: int, mask: Array, rank: int, constants: Constants) -> None:
+#: Types that Mul takes since opset 14 only, and that runtimes multiply later still.
+_NARROW = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)
+
+
+def _silence(value: ir.Value, axis: int, mask: Array, rank: int, constants: Constants) -> None:
+    graph = value.graph
+    assert isinstance(graph, ir.Graph)
     dtype = value.dtype or ir.DataType.FLOAT
     shape = [1] * rank
     shape[axis] = len(mask)
-    factor = constants.get(mask.reshape(shape).astype(dtype.numpy()), f"{value.name}/mask_{axis}")
-    node = ir.node("Mul", inputs=[value, factor], name=f"{value.name}/silenced_{axis}")
-    node.outputs[0].name = f"{value.name}/silenced_{axis}"
-    node.outputs[0].dtype, node.outputs[0].shape = dtype, value.shape
-    users = [(user, k) for user, k in value.uses() if user is not node]
-    before = next((one for one in graph if any(one is user for user, _ in users)), None)
+    wide = ir.DataType.INT32 if dtype in _NARROW else dtype
+    factor = constants.get(mask.reshape(shape).astype(wide.numpy()), f"{value.name}/mask_{axis}")
+    nodes = [ir.node("Mul", inputs=[value, factor], name=f"{value.name}/silenced_{axis}")]
+    if wide != dtype:
+        nodes.insert(0, ir.node("Cast", inputs=[value], attributes={"to": wide}, name=f"{value.name}/wide_{axis}"))
+        nodes[1].replace_input_with(0, nodes[0].outputs[0])
+        nodes.append(
+            ir.node("Cast", inputs=nodes[1].outputs, attributes={"to": dtype}, name=f"{value.name}/narrow_{axis}")
+        )
+    for node in nodes:
+        node.outputs[0].name = node.name
+        node.outputs[0].dtype, node.outputs[0].shape = dtype if node is nodes[-1] else wide, value.shape
+    users = [(user, k) for user, k in value.uses() if user not in nodes]
+    reading = {user for user, _ in users}
+    before = next((one for one in graph if not reading.isdisjoint(_with_inner(one))), None)
     producer = value.producer()
-    if producer is not None and producer.graph is graph:
-        graph.insert_after(producer, node)
+    if producer is not None:
+        graph.insert_after(producer, nodes)
     elif before is not None:
-        graph.insert_before(before, node)
+        graph.insert_before(before, nodes)
     else:
-        graph.append(node)
+        graph.extend(nodes)
     for user, k in users:
-        user.replace_input_with(k, node.outputs[0])
+        user.replace_input_with(k, nodes[-1].outputs[0])
+
+
+def _with_inner(node: ir.Node) -> Iterator[ir.Node]:
+    yield node
+    for graph in graphs_of(node):
+        yield from graph.all_nodes()

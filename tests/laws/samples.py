@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from graphprune.coupling.laws import Operand, Sample
 
-from . import samples_fused
+from . import samples_control, samples_fused
 from .make import given, ints, one, scalar, shape_of, sizes, w, x
 
 
@@ -26,6 +26,7 @@ def samples() -> list[Sample]:
         *_recurrent(),
         *_quantized(),
         *samples_fused.samples(),
+        *samples_control.samples(),
     ]
 
 
@@ -350,4 +351,5 @@ def _quantized() -> Iterator[Sample]:
         yield one(op, data, w(1, kind="positive"), axis=0)
         yield one(op, replace(data, shape=(4, 4)), w(4, kind="positive"), axis=0)
         blocks = w(3, 2, 7, kind="positive")
-        yield one(op, replace(data, shape=(3, 6, 7)), blocks, axis=1, block_size=3, opset=21, refused="blocks")
+        yield one(op, replace(data, shape=(3, 6, 7)), blocks, axis=1, block_size=3, opset=21)
+        yield one(op, replace(data, shape=(3, 5, 7)), blocks, axis=1, block_size=3, opset=21, refused="not full")

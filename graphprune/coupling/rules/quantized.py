@@ -14,11 +14,19 @@ _MS = "com.microsoft"
 
 
 def _linear(node: NodeView) -> str:
-    """x*, s, s? -> x*: one scale for all, or one per index of an axis"""
+    """x*, s, s? -> x*: one scale for all, one per index of an axis, or one per block: it goes in whole blocks"""
     names = letters(len(node.shape(0)))
     rank = len(node.shape(1))
-    if rank > 1 or node.attr("block_size", 0):
-        raise Refuse("it is quantised in blocks")
+    if block := int(node.attr("block_size", 0)):
+        axis = node.axis(1)
+        if node.shape(1)[axis] * block != node.shape(0)[axis]:
+            raise Refuse("its last block is not full")
+        scales = ["j" if i == axis else one for i, one in enumerate(names)]
+        data = " ".join(["(j s)" if i == axis else one for i, one in enumerate(names)])
+        zero = f", {' '.join(scales)}" if node.has(2) else ""
+        return f"{data}, {' '.join(scales)}{zero} -> {data} | s={block} | whole: s"
+    if rank > 1:
+        raise Refuse("it has scales of several axes without a block size")
     scale = "" if rank == 0 else "1" if node.shape(1)[0] == 1 else names[node.axis(1)]
     zero = f", {scale if len(node.shape(2)) == rank else '.'}" if node.has(2) else ""
     return f"{' '.join(names)}, {scale}{zero} -> {' '.join(names)}"
@@ -29,15 +37,34 @@ rule("QuantizeLinear", "DequantizeLinear", domain=_MS, keep=True)(_linear)
 
 
 def silent_in(node: NodeView, *zeros: tuple[int, int]) -> str:
-    """The clause for operands of which each has its zero point: ``(operand, zero point)``."""
+    """The clause for operands of which each has its zero point: ``(operand, zero point)``.
+
+    Where no zero point is known to be zero, an operand that DynamicQuantizeLinear makes is silent all the same: its
+    units are silenced before that, and 0.0 is quantised to the zero point. Nothing is then to be silenced here, which
+    naming the zero point says.
+    """
 
     def known(k: int) -> bool:
         return not node.has(k) or (node.name(k) in node.program.fixed and not node.program.tensor(node.name(k)).any())
 
     silent = [operand for operand, zero in zeros if known(zero)]
     if not silent:
-        raise Refuse("no operand is known to have zero as its zero point")
+        silent = [zero for operand, zero in zeros if _quantised_here(node, operand, zero)]
+        if not silent:
+            raise Refuse("no operand is known to have zero as its zero point")
     return "" if len(silent) == len(zeros) else f" | silent: {silent[0]}"
+
+
+def _quantised_here(node: NodeView, operand: int, zero: int) -> bool:
+    """Whether an operand and its zero point are the results of one DynamicQuantizeLinear."""
+    value, point = node.node.inputs[operand], node.node.inputs[zero]
+    maker = value.producer() if value is not None else None
+    return (
+        maker is not None
+        and maker.op_type == "DynamicQuantizeLinear"
+        and value is maker.outputs[0]
+        and point is maker.outputs[2]
+    )
 
 
 def scale_of(node: NodeView, k: int, letter: str = "") -> str:
