@@ -21,7 +21,7 @@ from graphprune.ir.store import external_locations, sha256_of, write_onnx
 from graphprune.latency.measure import Comparison, MeasureOptions, measure
 from graphprune.latency.profile import ProfileOptions
 from graphprune.latency.table import read_table
-from graphprune.latency_target import LatencyModel, LatencyTarget, Met, meet
+from graphprune.latency_target import LatencyModel, LatencyTarget, Met, Statistic, meet
 from graphprune.passes.allocate import Allocator, Target, allocator
 from graphprune.passes.allocate.target import Quantity
 from graphprune.passes.files import keep_of, members_of, plan_document, read_plan, replay, write_plan
@@ -46,6 +46,7 @@ class ExportOptions:
     Attributes:
         target_params, target_macs: ``"0.5x"`` of the original or an absolute number as text; None: no such target.
         target_latency: ``"0.6x"`` of the original's measured time, or a time as ``"8ms"``.
+        statistic: the figure of the measured times that the target is on: ``median`` or ``p90``.
         latency_table: measured elsewhere, on the device, with ``graphprune profile``; None: this device's own.
         plan: a saved plan to replay instead of scoring and allocating.
         criterion, criterion_options: see :func:`graphprune.passes.score.criterion`.
@@ -67,6 +68,7 @@ class ExportOptions:
     target_params: str | None = None
     target_macs: str | None = None
     target_latency: str | None = None
+    statistic: Statistic = "median"
     latency_table: Path | None = None
     plan: Path | None = None
     criterion: str = "magnitude"
@@ -256,7 +258,7 @@ class _Export:
         build = self._build(staging)
         comparison = choice.met.comparison if choice.met is not None else None
         if comparison is None and options.measure is not None and (why := _untimed(options.measure.backend)):
-            notes.append(f"built, not measured: {why}")
+            notes.append(f"not measured: {why}")
         elif comparison is None and options.measure is not None:
             with timed(self.seconds, "measure"):
                 result = measure(source["path"], staging / "model.onnx", network.program.examples, options.measure)
@@ -315,7 +317,10 @@ class _Export:
         if options.backend == "onnxruntime":
             return None
         with timed(self.seconds, "build"):
-            made = get_backend(options.backend).build(staging / "model.onnx", staging, options.backend_options)
+            try:
+                made = get_backend(options.backend).build(staging / "model.onnx", staging, options.backend_options)
+            except InputError as error:
+                raise InputError(str(error).replace(f"{staging}{os.sep}", "the artefact, ")) from error
         if not made.files:
             return None
         hashes = {name: value for path in made.files for name, value in sha256_of(path).items()}
@@ -373,7 +378,18 @@ class _Export:
         target = LatencyTarget.parse(options.target_latency)
         with timed(self.seconds, "meet"):
             return meet(
-                target, self.model, chosen, scores, network.cost, method, self.targets, source, build, feeds, timing
+                target,
+                self.model,
+                chosen,
+                scores,
+                network.cost,
+                method,
+                self.targets,
+                source,
+                build,
+                feeds,
+                timing,
+                options.statistic,
             )
 
     def _write(self, keep: Keep, path: Path, limit: int | None) -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from graphprune.errors import UsageError
 from models_zoo.randomise import randomise, seeded
 
-__all__ = ["OneTensor", "bert", "gpt2", "llama"]
+__all__ = ["OneTensor", "bert", "bert_mini", "gpt2", "llama"]
 
 Example = tuple[nn.Module, tuple[Tensor, ...]]
 
@@ -59,6 +59,20 @@ def bert() -> Example:
         num_attention_heads=4,
         intermediate_size=128,
     )
+
+
+def bert_mini() -> Example:
+    """BERT-Mini (Turc et al. 2019), 4 layers, 4 heads, hidden 256: ids (1, 128) to states (1, 128, 256); for timing."""
+    module, _ = _language(
+        "BertModel",
+        "BertConfig",
+        "last_hidden_state",
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=1024,
+    )
+    return module, (torch.randint(5, VOCABULARY, (1, 128), generator=torch.Generator().manual_seed(0)),)
 
 
 def gpt2() -> Example:

@@ -21,7 +21,15 @@ from graphprune.cli.options import (
     threads_option,
     warm_up_ms_option,
 )
-from graphprune.cli.runtimes import affinity_option, backend_option, device_option, runtimes, setting_option
+from graphprune.cli.runtimes import (
+    affinity_option,
+    backend_option,
+    device_option,
+    runtimes,
+    setting_option,
+    tensorrt_options,
+    tensorrt_settings,
+)
 
 
 def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -44,6 +52,10 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
     "--target-latency", metavar="T[,T...]",
     help="Measured time of one inference: 0.6x of the original, or 8ms. Several, separated by commas, give one "
     "artefact each from one set of step curves.",
+)  # fmt: skip
+@click.option(
+    "--statistic", type=click.Choice(["median", "p90"]), default="median", show_default=True,
+    help="The figure of the measured times that a latency target is on.",
 )  # fmt: skip
 @click.option("--target-params", metavar="T", help="Parameters: 0.5x of the original, or a number (800k, 12.5M).")
 @click.option("--target-macs", metavar="T", help="Multiply-accumulates: 0.5x of the original, or a number (1.2G).")
@@ -90,6 +102,7 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
 @backend_option()
 @device_option()
 @setting_option()
+@tensorrt_options()
 @threads_option()
 @affinity_option()
 @click.option(
@@ -130,6 +143,7 @@ def command(
     from graphprune.report.latency import family_report
     from graphprune.report.tables import console, export_report
 
+    setting += tensorrt_settings(options, backend)
     chosen = runtimes(backend, device, setting, threads=threads, affinity=affinity)
     if len(chosen) > 1:
         raise UsageError(

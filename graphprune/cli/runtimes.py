@@ -16,7 +16,15 @@ from graphprune.errors import UsageError
 if TYPE_CHECKING:
     from graphprune.backends import BackendOptions
 
-__all__ = ["affinity_option", "backend_option", "device_option", "runtimes", "setting_option"]
+__all__ = [
+    "affinity_option",
+    "backend_option",
+    "device_option",
+    "runtimes",
+    "setting_option",
+    "tensorrt_options",
+    "tensorrt_settings",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Decorator = Callable[[_F], _F]
@@ -46,6 +54,44 @@ def setting_option() -> _Decorator[Any]:
         help="An option of the backend's own, such as INFERENCE_PRECISION_HINT=bf16 for OpenVINO. Repeatable; "
         "BACKEND:KEY=VALUE with several backends.",
     )  # fmt: skip
+
+
+# Options that are settings of the TensorRT backend under the names that trtexec's users know: flag, metavar, help.
+_TENSORRT = (
+    ("--min-shapes", "NAME:SHAPE", "TensorRT: least sizes of inputs with dynamic axes, x:1x3x224x224,y:1x16."),
+    ("--opt-shapes", "NAME:SHAPE", "TensorRT: the sizes that the engine is tuned for."),
+    ("--max-shapes", "NAME:SHAPE", "TensorRT: largest sizes."),
+    ("--precision", "NAME", "TensorRT: fp32 (default), fp16 or bf16, to which the graph is cast."),
+    ("--compute-capability", "LIST", "TensorRT-RTX: an engine for each of sm86,sm89,sm120; needs no GPU here."),
+    ("--timing-cache", "FILE", "TensorRT: timings to read and keep."),
+)
+
+
+def tensorrt_options() -> _Decorator[Any]:
+    """The flags of the TensorRT backend; the verb gets each as a text or None, for :func:`tensorrt_settings`."""
+
+    def add(command: _F) -> _F:
+        for flag, metavar, text in reversed(_TENSORRT):
+            command = click.option(flag, metavar=metavar, help=text)(command)
+        return command
+
+    return add
+
+
+def tensorrt_settings(options: dict[str, Any], backends: Sequence[str]) -> tuple[str, ...]:
+    """Take the flags of :func:`tensorrt_options` out of a verb's options, as words for :func:`runtimes`.
+
+    Raises:
+        UsageError: one is given, but the backend is another.
+    """
+    words = []
+    for flag, _, _ in _TENSORRT:
+        value = options.pop(flag.strip("-").replace("-", "_"))
+        if value is not None:
+            if "tensorrt" not in backends:
+                raise UsageError(f"{flag} is an option of TensorRT; add --backend tensorrt, or leave it out.")
+            words.append(f"{'tensorrt:' if len(backends) > 1 else ''}{flag.strip('-')}={value}")
+    return tuple(words)
 
 
 def affinity_option() -> _Decorator[Any]:

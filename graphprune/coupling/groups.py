@@ -15,6 +15,7 @@ from graphprune.coupling.kinds import Evidence, evidence, kind_of
 from graphprune.coupling.notation import letters_of
 from graphprune.coupling.solve import Binding, Coupling
 from graphprune.coupling.space import Form, Refusal, Space, find, free_leaves, make_whole
+from graphprune.ir.look import READS_SIZES
 
 __all__ = ["Group", "Grouping", "Member", "Role", "group", "repeated", "sources"]
 
@@ -123,7 +124,7 @@ class Grouping:
 def group(coupling: Coupling) -> Grouping:
     """Collect the groups of a solved coupling: every free leaf that a constant makes or consumes."""
     found: dict[Space, dict[tuple[str, int], tuple[Role, Space, int]]] = {}
-    collector = _Collector(coupling)
+    collector = _Collector(coupling, _computed_from(coupling))
     for binding in coupling.bindings:
         if binding.live:
             for one, tensor, axis, role, space, rank in collector.members(binding):
@@ -246,6 +247,27 @@ def sources(coupling: Coupling, value: ir.Value) -> list[tuple[str, list[Space]]
     ]
 
 
+def _computed_from(coupling: Coupling) -> frozenset[str]:
+    """Constants from which nodes compute other constants: these come out of the uncut ones, whoever else reads them.
+
+    Where a constant is rearranged before such a node reads it, the rearrangement is never cut.
+    """
+    program = coupling.program
+    read: dict[str, ir.Node] = {}
+    for name, made in program.values().items():
+        if name in program.fixed and name not in coupling.moves and name not in program.same:
+            node = made.producer()
+            if node is not None and node.op_type not in READS_SIZES:
+                read.update((value.name, node) for value in node.inputs if value is not None and value.name)
+    for name, node in read.items():
+        if name in coupling.moves:
+            for axis, space in enumerate(coupling.of(name)):
+                why = Refusal("a constant is computed from it", node.op_type, node.name or "", name, axis)
+                for one in free_leaves(space):
+                    make_whole(one, why)
+    return frozenset(read)
+
+
 def repeated(space: Space) -> Iterator[Space]:
     """Leaves that stand in two factors of one product: an index would belong to two units of one group."""
     space = find(space)
@@ -262,6 +284,7 @@ def repeated(space: Space) -> Iterator[Space]:
 @dataclass
 class _Collector:
     coupling: Coupling
+    computed_from: frozenset[str]
     scales: set[str] = field(default_factory=set)
     known: dict[Space, tuple[Space, ...]] = field(default_factory=dict)
 
@@ -295,10 +318,11 @@ class _Collector:
             if value.name in program.fixed and any(a.name in layout.contracted for a in letters_of(axes))
             for one in letters_of(axes)
         }
-        pending: dict[str, tuple[ir.Value, int, int, list[Space]]] = {}
+        pending: dict[str, tuple[ir.Value, int, list[Space]]] = {}
         settled: set[str] = set()
         for k, axes, value in operands:
             fixed = value.name in program.fixed
+            lent = fixed and self._is_lent(value)
             held = self.coupling.axes(node, k)
             contracts = any(one.name in layout.contracted or one.fed_back for one in letters_of(axes))
             roles: dict[Space, tuple[Role, int]] = {}
@@ -311,28 +335,39 @@ class _Collector:
                         for part in free[one.name]:
                             yield part, value.name or "", at, "contracted", held[at], len(held)
                     silent = layout.line.silent if one.name in layout.contracted else None
-                    if summed and (not fixed or value.name in self.coupling.private):
-                        if silent in (None, k):
-                            pending.setdefault(one.name, (value, at, k, held))
-                        continue
+                    if summed and (not fixed or lent):
+                        known = pending.get(one.name)
+                        if silent in (None, k) and (known is None or (not fixed and known[0].name in program.fixed)):
+                            pending[one.name] = (value, at, held)
+                        if not fixed:
+                            continue
                     if not fixed:
                         continue
                     role: Role = "rider"
-                    if summed:
+                    if summed and not lent:
                         role = "consumer"
                         if silent in (None, k):
                             settled.add(one.name)
-                    elif one.name not in computed and (contracts or one.name not in weighed):
+                    elif not summed and one.name not in computed and (contracts or one.name not in weighed):
                         role = "producer"
                     for part in free[one.name]:
                         if part not in roles or _RANK[role] < _RANK[roles[part][0]]:
                             roles[part] = (role, at)
             if fixed:
                 yield from self._on_sources(value, held, roles)
-        for letter, (value, at, _, held) in pending.items():
+        for letter, (value, at, held) in pending.items():
             if letter not in settled:
                 for part in free[letter]:
+                    if value.name in program.fixed:
+                        why = "it is contracted on a constant that others use as well"
+                        make_whole(part, Refusal(why, node.op_type, node.name or "", value.name or "", at))
                     yield part, value.name or "", at, "contracted", held[at], len(held)
+
+    def _is_lent(self, value: ir.Value) -> bool:
+        """Whether silencing a constant would reach more than its use here: then what meets it is silenced."""
+        return value.name in self.coupling.private or any(
+            name in self.computed_from for name, _ in sources(self.coupling, value)
+        )
 
     def _on_sources(
         self, value: ir.Value, held: list[Space], roles: Mapping[Space, tuple[Role, int]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +12,10 @@ from numpy.typing import NDArray
 from graphprune.coupling.groups import Grouping
 from graphprune.coupling.space import Form, Space, find
 
-__all__ = ["Counts", "Size", "Sizer", "product", "total"]
+__all__ = ["Amount", "Counts", "Size", "Sizer", "product", "total"]
 
-Number = TypeVar("Number", float, NDArray[np.float64])
-Counts = Mapping[str, Number]  # kept units by group id; scalars, or arrays of one shape
+Amount = float | NDArray[np.float64]
+Counts = Mapping[str, Amount]  # kept units by group id; numbers, or arrays that broadcast to one shape
 
 
 @dataclass(frozen=True)
@@ -29,20 +28,24 @@ class Size:
 
     terms: tuple[tuple[int, tuple[tuple[str, float], ...]], ...]
 
-    def __call__(self, counts: Counts[Number]) -> Number | float:
-        """The size, where every group in :attr:`groups` has a count."""
-        total: Number | float = 0.0
+    def __call__(self, counts: Counts) -> Amount:
+        """The size, where every group in :attr:`groups` has a count; an array where one of them is."""
+        whole: Amount = 0.0
         for number, factors in self.terms:
-            value: Number | float = float(number)
+            value: Amount = float(number)
             for name, share in factors:
                 value = value * (counts[name] * share)
-            total = total + value
-        return total
+            whole = whole + value
+        return whole
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
         """Ids of the groups it depends on, in order of appearance."""
         return tuple(dict.fromkeys(name for _, factors in self.terms for name, _ in factors))
+
+    def apart(self) -> tuple[Size, ...]:
+        """Its summands."""
+        return tuple(Size((term,)) for term in self.terms)
 
     def text(self, names: Mapping[str, str]) -> str:
         """The polynomial, with groups called by ``names``."""

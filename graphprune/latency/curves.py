@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graphprune.coupling.widths import Counts, Number, Size
+from graphprune.coupling.widths import Amount, Counts
 from graphprune.errors import GraphpruneError
 from graphprune.latency.layers import Layer
 
@@ -65,17 +66,17 @@ class StepCurves:
     grains: tuple[Grain, ...]
     coefficients: Floats = field(repr=False)
 
-    def time(self, counts: Counts[Number]) -> Number | float:
+    def time(self, counts: Counts) -> Amount:
         """Nanoseconds of one inference; ``counts`` holds the kept units of every group that the layers depend on."""
-        total: Number | float = 0.0
+        total: Amount = 0.0
         for index in range(len(self.layers)):
             total = total + self.layer_time(index, counts)
         return total
 
-    def layer_time(self, index: int, counts: Counts[Number]) -> Number | float:
+    def layer_time(self, index: int, counts: Counts) -> Amount:
         """Nanoseconds of one layer."""
         row = self.coefficients[index]
-        value: Number | float = 0.0
+        value: Amount = 0.0
         for coefficient, feature in zip(row, _features(self.layers[index], counts, self._grain), strict=True):
             if coefficient:
                 value = value + coefficient * feature
@@ -85,9 +86,7 @@ class StepCurves:
         """Nanoseconds of the layers that a group is in, at each of its widths, everything else at ``counts``."""
         total = np.zeros(len(widths))
         for index in self.touching.get(group, ()):
-            at: dict[str, Floats] = {name: np.full(len(widths), counts[name]) for name in self.layers[index].groups}
-            at[group] = widths
-            total = total + self.layer_time(index, at)
+            total = total + self.layer_time(index, {**counts, group: widths})
         return total
 
     @cached_property
@@ -178,14 +177,12 @@ def _fit(layer: Layer, points: Points, grains: Mapping[tuple[str, str], Grain]) 
     return solution / scale, float(residual**2)
 
 
-def _features(
-    layer: Layer, counts: Counts[Number], grains: Mapping[tuple[str, str], Grain]
-) -> tuple[Number | float, ...]:
+def _features(layer: Layer, counts: Counts, grains: Mapping[tuple[str, str], Grain]) -> tuple[Amount, ...]:
     """One, multiply-accumulates in whole blocks, elements moved, weights; and the middle two where misaligned."""
-    work: Number | float = 0.0
-    misaligned: Number | float | bool = False
+    work: Amount = 0.0
+    misaligned: Any = False
     for one in layer.contractions:
-        product: Number | float = 1.0
+        product: Amount = 1.0
         for letter, size in one.factors:
             value = size(counts)
             grain = grains.get((one.operator, letter))
@@ -196,15 +193,5 @@ def _features(
                 value = np.ceil(np.round(value, 3) / grain.block) * grain.block
             product = product * value
         work = work + product
-    moved = _elements(layer.moved, counts)
-    return 1.0, work, moved, _elements(layer.weights, counts), misaligned * work, misaligned * moved
-
-
-def _elements(tensors: Sequence[Sequence[Size]], counts: Counts[Number]) -> Number | float:
-    total: Number | float = 0.0
-    for axes in tensors:
-        product: Number | float = 1.0
-        for size in axes:
-            product = product * size(counts)
-        total = total + product
-    return total
+    moved = layer.moved(counts)
+    return 1.0, work, moved, layer.weights(counts), misaligned * work, misaligned * moved

@@ -30,7 +30,16 @@ from graphprune.latency.process import run_worker
 if TYPE_CHECKING:
     from graphprune.coupling.groups import Group, Keep, Mask
 
-__all__ = ["ProfileOptions", "Profiled", "Scenario", "profile_network", "scenarios", "spread"]
+__all__ = [
+    "ProfileOptions",
+    "Profiled",
+    "Scenario",
+    "measure_scenarios",
+    "profile_network",
+    "random_plans",
+    "scenarios",
+    "spread",
+]
 
 # Multiples in which random widths are drawn, in turn: most where kernels like them, some to see what the others cost.
 _GRAINS = (16, 8, 32, 4, 16, 1, 8, 2)
@@ -145,6 +154,36 @@ def profile_network(
     original_ns = float(np.median(original))
     points = points_of(layers, measured, original_ns)
     return Profiled(points, original_ns, tuple(errors), time.monotonic() - start, fingerprint)
+
+
+def measure_scenarios(
+    layers: Sequence[Layer],
+    groups: Sequence[Group],
+    source: Path,
+    write: Callable[[Keep, Path], None],
+    feeds: Mapping[str, np.ndarray],
+    options: ProfileOptions,
+    plans: Sequence[Mapping[str, Mask]],
+) -> list[Scenario]:
+    """Measure given plans, as :func:`profile_network` does its own; to hold curves to what they have not seen."""
+    sizes = {one.id: one.size for one in groups}
+    found: list[Scenario] = []
+    for first in range(0, len(plans), size := _batch(source, 1)):
+        found += _measure(layers, sizes, source, write, feeds, options, plans[first : first + size])[0]
+    return found
+
+
+def random_plans(groups: Sequence[Group], count: int, seed: int) -> dict[str, list[dict[str, Mask]]]:
+    """Random plans by kind, ``count`` in all: widths of any kind, and multiples of 8; for holding curves to them."""
+    generator = np.random.default_rng(seed)
+    found: dict[str, list[dict[str, Mask]]] = {"any": [], "multiples of 8": []}
+    for index in range(count):
+        kind, grain = ("any", 1) if index % 3 == 0 else ("multiples of 8", 8)
+        shares = np.clip(generator.uniform(0.3, 1.0) * generator.uniform(0.6, 1.4, len(groups)), 0.1, 1.0)
+        found[kind].append(
+            {one.id: spread(one, _rounded(one, float(x), grain, 0.1)) for one, x in zip(groups, shares, strict=True)}
+        )
+    return found
 
 
 def _batch(source: Path, done: int) -> int:

@@ -233,9 +233,10 @@ def export_report(result: ExportResult, out: Console) -> None:
             say(out, "warning: the artefact is slower than the original here; try --align 8 (widths the kernels like)")
     for note in result.notes:
         say(out, f"note: {note}")
-    out.print(
-        _plain(f"written: {result.model}, {result.plan_path.name}, {result.manifest_path.name}"), soft_wrap=True
-    )  # a path is never broken: it is copied from here
+    build = result.manifest["build"]
+    names = [*(build["sha256"] if build is not None else ()), result.plan_path.name, result.manifest_path.name]
+    # A path is never broken: it is copied from here.
+    out.print(_plain(f"written: {result.model}, {', '.join(names)}"), soft_wrap=True)
 
 
 def verdict_line(verdict: Verdict) -> str:

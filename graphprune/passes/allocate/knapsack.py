@@ -18,6 +18,7 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,9 @@ Counts = Mapping[str, float]
 _ROUNDS = 4  # integer programmes at most, each around the solution of the one before
 _NEAR = 2.0  # a width more than this factor away is not among a programme's choices: products are not linear
 _CHOICES = 32  # widths of a group in one programme
+_STEPS = 128  # widths of a group on the way down; where no plateaus thin them out, single units would take long
+_NODES = 200  # of the branch-and-bound tree: a limit on its time would give other widths on another machine
+_GAP = 1e-4  # of the importance: what is solved is linear only near its centre anyway
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,10 @@ class WidthProblem:
             if any(total > one.limit for one, total in zip(self.resources, totals, strict=True)):
                 continue
             tried = self._fill(found, "integer programme")
-            if tried.value <= best.value * (1 + 1e-9):
+            gained = tried.value / best.value - 1
+            best = max(best, tried, key=lambda one: one.value)
+            if gained < _GAP / 10:
                 break
-            best = tried
         return best
 
     @cached_property
@@ -115,6 +120,11 @@ class WidthProblem:
             name: counts[_undominated(self._costs(name, counts.astype(np.float64), whole, every))]
             for name, counts in allowed.items()
         }
+
+    @cached_property
+    def _levels(self) -> dict[str, Ints]:
+        """Per group the counts that the way down stops at."""
+        return {name: _thinned(counts, _STEPS) for name, counts in self._counts.items()}
 
     @cached_property
     def _values(self) -> dict[str, Floats]:
@@ -133,7 +143,10 @@ class WidthProblem:
         )
 
     def _greedy(self) -> dict[str, float]:
-        """Down from the whole network, by lazy updates: a group's best step holds until a neighbour changes."""
+        """Down from the whole network, by lazy updates.
+
+        A group's best step is worth less when a neighbour has shrunk, so it is looked at again only when its turn comes.
+        """
         counts = {name: float(each[-1]) for name, each in self._counts.items()}
         totals = self._totals(counts)
         weights = self._weights(totals)
@@ -150,6 +163,7 @@ class WidthProblem:
         while any(weights) and heap:
             _, name, seen, width = heapq.heappop(heap)
             if seen != version[name]:
+                push(name)
                 continue
             here = np.array([counts[name], width])
             full = {**self.fixed, **counts}
@@ -157,12 +171,14 @@ class WidthProblem:
                 before, after = one.sweep(name, here, full)
                 totals[index] += after - before
             counts[name] = width
-            changed = self._weights(totals) != weights
-            if changed:  # a limit was met, or another is over it again: every step is worth something else now
-                weights = self._weights(totals)
-                heap.clear()
-            for other in counts if changed else sorted({name, *self._near(name)} & counts.keys()):
+            for other in {name, *self._near(name)} & counts.keys():
                 version[other] += 1
+            if self._weights(totals) == weights:
+                push(name)
+                continue
+            weights = self._weights(totals)  # a limit is met: every step is worth something else now
+            heap.clear()
+            for other in counts:
                 push(other)
         return counts
 
@@ -182,13 +198,13 @@ class WidthProblem:
         self, name: str, counts: Mapping[str, float], weights: Sequence[float]
     ) -> tuple[float, float] | None:
         """The best step down of a group: what it saves per importance lost, and where it leads."""
-        allowed, values = self._counts[name], self._values[name]
-        at = int(np.searchsorted(allowed, counts[name]))
-        if at == 0:
+        allowed = self._levels[name][self._levels[name] <= counts[name]]
+        if len(allowed) < 2:
             return None
-        cost = self._costs(name, allowed[: at + 1].astype(np.float64), counts, weights)
+        values = self._values[name][np.searchsorted(self._counts[name], allowed)]
+        cost = self._costs(name, allowed.astype(np.float64), counts, weights)
         saved = cost[-1] - cost[:-1]
-        lost = np.maximum(values[at] - values[:at], 1e-30)
+        lost = np.maximum(values[-1] - values[:-1], 1e-30)
         rate = saved / lost
         step = int(np.argmax(rate))
         return (float(rate[step]), float(allowed[step])) if saved[step] > 0 else None
@@ -278,7 +294,7 @@ class WidthProblem:
             constraints=constraints,
             integrality=np.ones(len(names)),
             bounds=optimize.Bounds(0, 1),
-            options={"mip_rel_gap": 1e-5, "time_limit": 10.0},
+            options={"mip_rel_gap": _GAP, "node_limit": _NODES},
         )
         if result.x is None:
             return None
@@ -288,10 +304,15 @@ class WidthProblem:
         """Widths near the present one that cost less than every larger one, at most a few."""
         allowed = self._counts[name].astype(np.float64)
         near = allowed[(allowed >= counts[name] / _NEAR) & (allowed <= counts[name] * _NEAR)]
-        left = near[_undominated(self._costs(name, near, counts, weights))]
-        if len(left) > _CHOICES:
-            left = left[np.unique(np.linspace(0, len(left) - 1, _CHOICES).round().astype(int))]
+        left = _thinned(near[_undominated(self._costs(name, near, counts, weights))], _CHOICES)
         return np.union1d(left, [counts[name]])
+
+
+def _thinned(widths: NDArray[Any], most: int) -> NDArray[Any]:
+    """At most so many of the widths (ascending), evenly among them, the first and the last included."""
+    if len(widths) <= most:
+        return widths
+    return widths[np.linspace(0, len(widths) - 1, most).round().astype(int)]
 
 
 def _undominated(cost: Floats) -> NDArray[np.bool_]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 
 import numpy as np
 
-from graphprune.coupling.widths import Counts, Number, Size, Sizer
+from graphprune.coupling.widths import Size, Sizer, product, total
 from graphprune.passes.allocate.knapsack import Resource
 from graphprune.passes.allocate.target import Quantity, Target
 from graphprune.passes.cost import Cost
 from graphprune.passes.score.base import Floats
 
 __all__ = ["cost_resources"]
-
-_Terms = Sequence[tuple[int, tuple[Size, ...]]]
-
 
 def cost_resources(cost: Cost, targets: Sequence[Target]) -> tuple[Resource, ...]:
     """One resource per target. Raises ``UsageError`` if a target is above the original."""
@@ -25,33 +21,33 @@ def cost_resources(cost: Cost, targets: Sequence[Target]) -> tuple[Resource, ...
     held = {"params": cost.weights, "macs": cost.work}
     found = []
     for target in targets:
-        terms = [(number, tuple(sizer(space) for space in spaces)) for _, (number, spaces) in held[target.quantity]]
-        found.append(_resource(target.quantity, float(target.limit(whole[target.quantity])), terms))
+        terms = [
+            product([Size(((number, ()),)), *(sizer(space) for space in spaces)])
+            for _, (number, spaces) in held[target.quantity]
+        ]
+        # A limit of nothing is one of less than a unit: what is over it can then be said as a ratio.
+        found.append(_resource(target.quantity, max(1.0, float(target.limit(whole[target.quantity]))), terms))
     return tuple(found)
 
 
-def _resource(name: str, limit: float, terms: _Terms) -> Resource:
-    touching: dict[str, list[tuple[int, tuple[Size, ...]]]] = {}
+def _resource(name: str, limit: float, terms: Sequence[Size]) -> Resource:
+    every = total(terms)
+    parts: dict[str, list[Size]] = {}
     near: dict[str, set[str]] = {}
-    for number, sizes in terms:
-        groups = {group for size in sizes for group in size.groups}
-        for group in groups:
-            touching.setdefault(group, []).append((number, sizes))
-            near.setdefault(group, set()).update(groups)
-
-    def total(counts: Mapping[str, float]) -> float:
-        return float(_sum(terms, counts))
+    for term in every.apart():
+        for group in term.groups:
+            parts.setdefault(group, []).append(term)
+            near.setdefault(group, set()).update(term.groups)
+    touching = {group: total(held) for group, held in parts.items()}
 
     def sweep(group: str, widths: Floats, counts: Mapping[str, float]) -> Floats:
-        at: dict[str, Floats] = {key: np.full(len(widths), value) for key, value in counts.items()}
-        at[group] = widths
-        return np.zeros(len(widths)) + _sum(touching.get(group, ()), at)
+        found = np.zeros(len(widths))
+        return found + touching[group]({**counts, group: widths}) if group in touching else found
 
-    return Resource(name, limit, total, sweep, {group: frozenset(others - {group}) for group, others in near.items()})
-
-
-def _sum(terms: _Terms, counts: Counts[Number]) -> Number | float:
-    value: Number | float = 0.0
-    for number, sizes in terms:
-        value = value + prod((size(counts) for size in sizes), start=float(number))
-    return value
+    return Resource(
+        name,
+        limit,
+        lambda counts: float(every(counts)),
+        sweep,
+        {group: frozenset(others - {group}) for group, others in near.items()},
+    )
