@@ -73,7 +73,8 @@ def load_network(name: str) -> Network:
 
     first, second = build(name)
     if ZOO[name].kind == "onnx":
-        return load(first, input_shapes=second)
+        shapes = {key: value for key, value in second.items() if isinstance(value, tuple)}
+        return load(first, input_shapes=shapes, inputs={k: v for k, v in second.items() if k not in shapes})
     return load(first, inputs=second)
 
 
@@ -92,10 +93,10 @@ class Half:
     lowest: float | None
 
 
-def export_half(network: Network, out: Path, share: float = 0.5) -> Half:
+def export_half(network: Network, out: Path, share: float = 0.5, *, verify: bool = True) -> Half:
     """Export at ``share`` of the parameters, or just above the lowest share that the error says can be reached."""
     try:
-        return Half(network.export(out, target_params=f"{share}x", measure=None), share, None)
+        return Half(network.export(out, target_params=f"{share}x", measure=None, verify=verify), share, None)
     except TargetError as error:
         found = re.search(r"lowest reachable is ([\d,]+)", str(error))
         if found is None:
@@ -103,7 +104,8 @@ def export_half(network: Network, out: Path, share: float = 0.5) -> Half:
         lowest = int(found[1].replace(",", "")) / network.cost.params({})
     # At the lowest share itself every group sits at its floor and nothing is chosen.
     nearest = math.ceil(lowest * 20 + 0.2) / 20
-    return Half(network.export(out, target_params=f"{nearest:.2f}x", measure=None), nearest, lowest)
+    result = network.export(out, target_params=f"{nearest:.2f}x", measure=None, verify=verify)
+    return Half(result, nearest, lowest)
 
 
 # -------------------------------------------------------------------------------------------------------- processes

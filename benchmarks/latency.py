@@ -37,6 +37,7 @@ RESULTS = ROOT / "docs" / "latency.jsonl"
 TABLE = ROOT / "docs" / "latency.md"
 NETWORKS = ("resnet50", "mobilenet_v2", "densenet121", "deit_tiny", "bert_mini", "ocr_recogniser")
 OPENVINO = ("resnet50", "mobilenet_v2", "ocr_recogniser")
+COMPARED = ("resnet50", "mobilenet_v2", "ocr_recogniser")  # with other allocators
 TARGETS = ("0.8x", "0.6x", "0.4x")
 MIDDLE = "0.6x"
 PLANS = 36  # random plans per cell
@@ -67,7 +68,8 @@ def cell(name: str, backend: str, threads: int) -> dict[str, Any]:
             except GraphpruneError as error:
                 row["targets"][text] = {"error": f"{type(error).__name__}: {error}"}
         row |= _predictions(network, timing, Path(folder))
-        for words, extra in OTHERS.items() if backend == "onnxruntime" and threads == 1 else ():
+        compared = name in COMPARED and backend == "onnxruntime" and threads == 1
+        for words, extra in OTHERS.items() if compared else ():
             changed = ExportOptions(
                 measure=timing, backend=backend, backend_options=timing.backend_options,
                 allocation=words.split(",")[0], **extra,

@@ -431,10 +431,11 @@ class _Export:
                     "over them), so this was to be expected: --no-verify writes the network as it is. Nothing was "
                     "written"
                 )
+            more = "".join(f" ({IN_MEMORY.sub('the network', note)})" for note in verdict.notes)
             raise VerificationError(
                 f"the cut network differs from its masked original by {verdict.max_rel:.2e} relative "
                 f"({verdict.max_abs:.2e} absolute) in {verdict.worst!r}; accepted are {verdict.rtol:g} relative "
-                f"and {verdict.atol:g} absolute. {advice}"
+                f"and {verdict.atol:g} absolute{more}. {advice}"
             )
         return verdict
 

@@ -21,7 +21,16 @@ from graphprune.latency.measure import Comparison, MeasureOptions, measure
 from graphprune.latency.profile import ProfileOptions, profile_network
 from graphprune.latency.statistics import Estimate, percentile_ratio, samples_for
 from graphprune.latency.table import LatencyTable, read_cached, write_cached
-from graphprune.passes.allocate import Allocation, Allocator, Resource, Target, WidthProblem, cost_resources, widths_of
+from graphprune.passes.allocate import (
+    Allocation,
+    Allocator,
+    Resource,
+    Target,
+    WidthProblem,
+    cost_resources,
+    fitted_widths,
+    widths_of,
+)
 from graphprune.passes.cost import Cost
 from graphprune.passes.plan import Plan
 from graphprune.passes.selection import Selection
@@ -348,8 +357,8 @@ def _solve(
     problem = WidthProblem(steps, scores, resources, fixed)
     whole = problem.value({one.id: one.size for one in steps.groups})
     if allocator.name == "knapsack":
-        solution = problem.solve()
-        return steps.plan(solution.counts), solution.method, solution.value / whole
+        plan, solution = fitted_widths(problem, cost)
+        return plan, solution.method, solution.value / whole
     found = _by_macs(asked, model, groups, scores, cost, allocator, limits)
     counts = {one.id: len(found.plan.kept.get(one.id, range(one.size))) for one in steps.groups}
     return found.plan, allocator.name, problem.value(counts) / whole

@@ -1,7 +1,9 @@
 """Recipes of real networks, to prune, to measure and to test with.
 
-``RECIPES`` names them all. A recipe of kind ``torch`` builds ``(module in eval mode, example inputs)``, one of kind
-``onnx`` gives ``(path of the file, {input name: shape})``. Importing this package imports nothing heavy.
+``RECIPES`` names the main list, ``WIDE`` more architectures, ``FILES`` ONNX files of packages, ``VARIANTS`` what tools
+make of ONNX networks, ``ZOO`` all of them. A recipe of kind ``torch`` builds ``(module in eval mode, example inputs)``,
+one of kind ``onnx`` gives ``(path of the file, {input name: shape or array})``. Importing this package imports nothing
+heavy.
 
     >>> from models_zoo import RECIPES
     >>> module, example_inputs = RECIPES["resnet50"].build()      # doctest: +SKIP
@@ -15,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graphprune.errors import UsageError
-from models_zoo.names import TIMM, TORCHVISION, TRANSFORMERS
+from models_zoo import names
 
-__all__ = ["RECIPES", "WIDE", "ZOO", "Recipe"]
+__all__ = ["FILES", "RECIPES", "VARIANTS", "WIDE", "ZOO", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Recipe:
     """Where a network comes from.
 
     ``target`` is ``module:function`` within this package, ``needs`` are the import names of the packages that it needs
-    besides graphprune's own, ``trained`` says whether its weights mean anything.
+    besides graphprune's own, ``trained`` says whether its weights mean anything, ``suite`` is the part of the coverage
+    table that it stands in.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Recipe:
     target: str
     needs: tuple[str, ...]
     trained: bool = False
+    suite: str = ""
 
     @property
     def model(self) -> str:
@@ -79,18 +83,21 @@ _SMALL = ("plain", "residual", "separable", "vit")
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        *(Recipe(name, "torch", f"vision:{name}", ("torch", "torchvision")) for name in _VISION),
-        *(Recipe(name, "torch", f"language:{name}", ("torch", "transformers")) for name in ("bert", "gpt2", "llama")),
+        *(Recipe(name, "torch", f"vision:{name}", ("torch", "torchvision"), suite="torchvision") for name in _VISION),
         *(
-            Recipe(f"ocr_{name}", "onnx", f"ocr:{name}", ("rapidocr_onnxruntime",), trained=True)
+            Recipe(name, "torch", f"language:{name}", ("torch", "transformers"), suite="transformers")
+            for name in ("bert", "bert_mini", "gpt2", "llama")
+        ),
+        *(
+            Recipe(f"ocr_{name}", "onnx", f"ocr:{name}", ("rapidocr_onnxruntime",), True, "ONNX files")
             for name in ("detector", "recogniser", "classifier")
         ),
         *(
-            Recipe(f"glyph_{name}", "torch", f"small:glyph_{name}", ("torch", "matplotlib", "PIL"), trained=True)
+            Recipe(f"glyph_{name}", "torch", f"small:glyph_{name}", ("torch", "matplotlib", "PIL"), True, "small")
             for name in _SMALL
         ),
         *(
-            Recipe(f"digits_{name}", "torch", f"small:digits_{name}", ("torch", "sklearn"), trained=True)
+            Recipe(f"digits_{name}", "torch", f"small:digits_{name}", ("torch", "sklearn"), True, "small")
             for name in _SMALL
         ),
     )
@@ -98,10 +105,30 @@ RECIPES: dict[str, Recipe] = {
 
 #: More architectures, for the sweep: the same by name.
 WIDE: dict[str, Recipe] = {
-    name: Recipe(name, "torch", f"wide:{name}", ("torch", package))
-    for package, names in (("torchvision", TORCHVISION), ("timm", TIMM), ("transformers", TRANSFORMERS))
-    for name in names
+    name: Recipe(name, "torch", f"wide:{name}", ("torch", package), suite=package)
+    for package, chosen in (
+        ("torchvision", names.TORCHVISION),
+        ("timm", names.TIMM),
+        ("transformers", names.TRANSFORMERS),
+        ("diffusers", names.DIFFUSERS),
+    )
+    for name in chosen
+}
+
+#: ONNX files that packages bring: the same by name.
+FILES: dict[str, Recipe] = {
+    name: Recipe(name, "onnx", f"files:{name}", (package,), package != "onnx", "ONNX files")
+    for name, package in names.FILES.items()
+}
+
+#: Quantised, in float16 and with a dynamic batch: the same by name, ``resnet18_qdq``.
+VARIANTS: dict[str, Recipe] = {
+    f"{base}_{kind}": Recipe(
+        f"{base}_{kind}", "onnx", f"variants:{base}_{kind}", (RECIPES | WIDE | FILES)[base].needs, suite=kind
+    )
+    for kind in names.VARIANTS
+    for base in names.BASES
 }
 
 #: All of them by name.
-ZOO: dict[str, Recipe] = {**WIDE, **RECIPES}
+ZOO: dict[str, Recipe] = {**RECIPES, **WIDE, **FILES, **VARIANTS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["TIMM", "TORCHVISION", "TRANSFORMERS"]
+__all__ = ["BASES", "DIFFUSERS", "FILES", "TIMM", "TORCHVISION", "TRANSFORMERS", "VARIANTS"]
 
 TORCHVISION = (
     "alexnet",
@@ -22,6 +22,10 @@ TORCHVISION = (
     "lraspp_mobilenet_v3_large",
     "r3d_18",
     "swin3d_t",
+    "mvit_v2_s",
+    "ssdlite320_mobilenet_v3_large",
+    "retinanet_resnet50_fpn",
+    "raft_small",
 )
 
 #: name in the zoo -> name in timm
@@ -56,6 +60,12 @@ TIMM = {
     "vgg11": "vgg11",
     "rexnet_100": "rexnet_100",
     "hardcorenas_a": "hardcorenas_a",
+    # torchvision has these as well, written otherwise
+    "timm_resnext50": "resnext50_32x4d",
+    "timm_efficientnet_b0": "efficientnet_b0",
+    "timm_swin_tiny": "swin_tiny_patch4_window7_224",
+    "timm_densenet121": "densenet121",
+    "timm_inception_v3": "inception_v3",
 }
 
 _TOKENS: dict[str, Any] = {"vocab_size": 500, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -67,6 +77,15 @@ _ENCODER: dict[str, Any] = {
     "intermediate_size": 128,
 }
 _DECODER: dict[str, Any] = {**_ENCODER, "num_attention_heads": 8, "num_key_value_heads": 2, "use_cache": False}
+_T5: dict[str, Any] = {
+    "vocab_size": 500,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 128,
+    "num_layers": 2,
+    "num_heads": 4,
+    "attn_implementation": "eager",
+}
 _IMAGES: dict[str, Any] = {
     "image_size": 64,
     "hidden_size": 64,
@@ -90,23 +109,24 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "mixtral": (
         "MixtralForCausalLM",
         "MixtralConfig",
-        {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
+        {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "experts_implementation": "batched_mm"},
         "logits",
     ),
-    "t5_encoder": (
-        "T5EncoderModel",
-        "T5Config",
+    "qwen2_moe": (
+        "Qwen2MoeForCausalLM",
+        "Qwen2MoeConfig",
         {
-            "vocab_size": 500,
-            "d_model": 64,
-            "d_kv": 16,
-            "d_ff": 128,
-            "num_layers": 2,
-            "num_heads": 4,
-            "attn_implementation": "eager",
+            **_DECODER,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 64,
+            "experts_implementation": "batched_mm",
         },
-        "last_hidden_state",
+        "logits",
     ),
+    "t5": ("T5Model", "T5Config", {**_T5, "decoder_start_token_id": 0, "use_cache": False}, "last_hidden_state"),
+    "t5_encoder": ("T5EncoderModel", "T5Config", _T5, "last_hidden_state"),
     "bart": (
         "BartModel",
         "BartConfig",
@@ -151,3 +171,97 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "last_hidden_state",
     ),
 }
+
+_UNET: dict[str, Any] = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 64),
+    "norm_num_groups": 8,
+}
+
+#: name -> (model class, its options, shapes of the inputs after the first two (sample, time step))
+DIFFUSERS: dict[str, tuple[str, dict[str, Any], tuple[tuple[int, ...], ...]]] = {
+    "unet": (
+        "UNet2DModel",
+        {
+            **_UNET,
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": 16,
+        },
+        (),
+    ),
+    "unet_condition": (
+        "UNet2DConditionModel",
+        {
+            **_UNET,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "cross_attention_dim": 32,
+            "attention_head_dim": 4,
+        },
+        ((1, 8, 32),),
+    ),
+    "dit": (
+        "DiTTransformer2DModel",
+        {
+            "num_attention_heads": 4,
+            "attention_head_dim": 16,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 2,
+            "norm_num_groups": 8,
+            "sample_size": 8,
+            "patch_size": 2,
+            "num_embeds_ada_norm": 10,
+        },
+        (),
+    ),
+}
+
+#: ONNX files that packages bring: name -> the package that it comes with
+FILES = {
+    "silero_vad": "silero_vad",
+    "silero_vad_op18_ifless": "silero_vad",
+    "silero_vad_16k_op15": "silero_vad",
+    "silero_vad_16k_sequence": "silero_vad",
+    "silero_vad_half": "silero_vad",
+    **{
+        f"light_{name}": "onnx"
+        for name in (
+            "bvlc_alexnet",
+            "densenet121",
+            "inception_v1",
+            "inception_v2",
+            "resnet50",
+            "shufflenet",
+            "squeezenet",
+            "vgg19",
+            "zfnet512",
+        )
+    },
+}
+
+#: What is made of an ONNX network (see ``models_zoo.variants``), and of which networks.
+VARIANTS = ("qdq", "dynamic", "float16", "batch")
+BASES = (
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x1_0",
+    "efficientnet_b0",
+    "squeezenet1_1",
+    "densenet121",
+    "convnext_tiny",
+    "swin_t",
+    "bert",
+    "gpt2",
+    "llama",
+    "t5_encoder",
+    "ocr_detector",
+    "ocr_recogniser",
+    "ocr_classifier",
+    "light_densenet121",
+)

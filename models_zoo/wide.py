@@ -1,7 +1,8 @@
-"""Breadth: more architectures of torchvision, timm and transformers with random weights (see ``models_zoo.randomise``).
+"""Breadth: more architectures of torchvision, timm, transformers and diffusers with random weights.
 
-Every name in ``TORCHVISION``, ``TIMM`` and ``TRANSFORMERS`` is a factory of this module without arguments:
-``models_zoo/wide.py:seresnet50``. Nothing is downloaded. Each returns ``(module in eval mode, example inputs)``.
+Every name in ``TORCHVISION``, ``TIMM``, ``TRANSFORMERS`` and ``DIFFUSERS`` is a factory of this module without
+arguments: ``models_zoo/wide.py:seresnet50``. Nothing is downloaded; ``models_zoo.randomise`` draws the weights. Each
+returns ``(module in eval mode, example inputs)``.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import UsageError
-from models_zoo.names import TIMM, TORCHVISION, TRANSFORMERS
+from models_zoo.names import DIFFUSERS, TIMM, TORCHVISION, TRANSFORMERS
 from models_zoo.randomise import randomise, seeded
 
-__all__ = ["TIMM", "TORCHVISION", "TRANSFORMERS"]
+__all__ = ["DIFFUSERS", "TIMM", "TORCHVISION", "TRANSFORMERS"]
 
 Example = tuple[nn.Module, tuple[Tensor, ...]]
 _IDS = 500
@@ -34,6 +35,60 @@ class _Output(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Token ids, an image or features to the output's tensor."""
         result: Tensor = getattr(self.model(x), self.output)
+        return result
+
+
+class _Translator(nn.Module):
+    """An encoder and decoder of transformers, both fed with the same ids."""
+
+    def __init__(self, model: nn.Module, output: str) -> None:
+        super().__init__()
+        self.model = model
+        self.output = output
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids ``(b, t)`` to the decoder's states ``(b, t, hidden)``."""
+        result: Tensor = getattr(self.model(input_ids=ids, decoder_input_ids=ids), self.output)
+        return result
+
+
+class _Detector(nn.Module):
+    """A detector's backbone and head, up to the raw outputs: what follows picks boxes and has no weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.head = model.head
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Image ``(n, 3, h, w)`` to scores ``(n, anchors, classes)`` and box offsets ``(n, anchors, 4)``."""
+        found = self.head(list(self.backbone(image).values()))
+        return found["cls_logits"], found["bbox_regression"]
+
+
+class _Flow(nn.Module):
+    """RAFT's last estimate after two updates."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Two images ``(n, 3, h, w)`` to the flow between them ``(n, 2, h, w)``."""
+        result: Tensor = self.model(first, second, num_flow_updates=2)[-1]
+        return result
+
+
+class _Denoiser(nn.Module):
+    """A diffusers model as a function of tensors alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample: Tensor, step: Tensor, *condition: Tensor) -> Tensor:
+        """Latents ``(n, c, h, w)``, time steps ``(n,)`` and what the model is conditioned on, to latents."""
+        result: Tensor = self.model(sample, step, *condition, return_dict=False)[0]
         return result
 
 
@@ -59,11 +114,22 @@ def _torchvision(name: str) -> Example:
 
     if name in ("deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large"):
         module: nn.Module = seeded(lambda: _Named(models.get_model(name, weights=None, weights_backbone=None)), 0)
-        example = (_noise(1, 3, 224, 224),)
+        example: tuple[Tensor, ...] = (_noise(1, 3, 224, 224),)
+    elif name.startswith(("ssdlite", "retinanet")):
+        module = seeded(lambda: _Detector(models.get_model(name, weights=None, weights_backbone=None)), 0)
+        example = (_noise(1, 3, *((320, 320) if name.startswith("ssdlite") else (224, 224))),)
+    elif name == "raft_small":
+        module = seeded(lambda: _Flow(models.get_model(name, weights=None)), 0)
+        example = (_noise(1, 3, 128, 128), _noise(1, 3, 128, 128).flip(3))
     else:
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         module = seeded(lambda: models.get_model(name, weights=None, **options), 0)
-        shape = {"r3d_18": (1, 3, 8, 112, 112), "swin3d_t": (1, 3, 8, 112, 112), "inception_v3": (1, 3, 299, 299)}
+        shape = {
+            "r3d_18": (1, 3, 8, 112, 112),
+            "swin3d_t": (1, 3, 8, 112, 112),
+            "mvit_v2_s": (1, 3, 16, 224, 224),
+            "inception_v3": (1, 3, 299, 299),
+        }
         example = (_noise(*shape.get(name, (1, 3, 224, 224))),)
     return randomise(module, 0, example), example
 
@@ -87,7 +153,8 @@ def _transformers(name: str) -> Example:
         build = getattr(transformers, model)
     else:  # parts that the package does not show at its top
         build = getattr(transformers.models.whisper.modeling_whisper, model)
-    module = seeded(lambda: _Output(build(made), field), 0)
+    wrap = _Translator if name == "t5" else _Output
+    module = seeded(lambda: wrap(build(made), field), 0)
     if "image_size" in options or name == "segformer":
         example: tuple[Tensor, ...] = (_noise(1, 3, 64, 64),)
     elif "num_mel_bins" in options:
@@ -97,11 +164,25 @@ def _transformers(name: str) -> Example:
     return randomise(module, 0, example), example
 
 
+def _diffusers(name: str) -> Example:
+    import diffusers
+
+    model, options, conditions = DIFFUSERS[name]
+    module = seeded(lambda: _Denoiser(getattr(diffusers, model)(**options)), 0)
+    side = options["sample_size"]
+    more = tuple(_noise(*shape) for shape in conditions)
+    if name == "dit":
+        more = (torch.tensor([3]),)  # a class
+    example = (_noise(1, options["in_channels"], side, side), torch.tensor([7]), *more)
+    return randomise(module, 0, example), example
+
+
 def __getattr__(name: str) -> Callable[[], Example]:
     table: dict[str, Callable[[str], Any]] = {
         **dict.fromkeys(TORCHVISION, _torchvision),
         **dict.fromkeys(TIMM, _timm),
         **dict.fromkeys(TRANSFORMERS, _transformers),
+        **dict.fromkeys(DIFFUSERS, _diffusers),
     }
     if name not in table:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

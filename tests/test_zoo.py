@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import common, coverage, coverage_table
+from graphprune import pipeline
 from graphprune.errors import UsageError
-from models_zoo import RECIPES
+from graphprune.frontends.onnx import read_onnx
+from graphprune.passes.files import read_plan, saved_members
+from graphprune.passes.verify import Verify
+from graphprune.pipeline import load
+from models_zoo import FILES, RECIPES, VARIANTS, WIDE, ZOO, files, names, variants
 from models_zoo import data as datasets
+from tests import models
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +49,15 @@ def test_every_recipe_names_a_function_that_exists() -> None:
     for recipe in RECIPES.values():
         module, function = recipe.target.split(":")
         assert f"\ndef {function}() -> " in (ROOT / "models_zoo" / f"{module}.py").read_text(), recipe
+    for recipe in (*FILES.values(), *VARIANTS.values()):
+        module, function = recipe.target.split(":")
+        assert callable(getattr(importlib.import_module(f"models_zoo.{module}"), function)), recipe
+
+
+def test_the_zoo_is_what_its_coverage_page_promises() -> None:
+    assert len({**RECIPES, **WIDE, **FILES}) >= 100 and len(names.BASES) >= 12
+    assert set(names.BASES) <= set(ZOO)
+    assert {recipe.suite for recipe in ZOO.values()} == {*coverage_table.NETWORKS, *coverage_table.VARIANTS}
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +86,177 @@ def test_ocr_files_have_the_inputs_told(name: str) -> None:
     assert [entry.name for entry in session.get_inputs()] == list(shapes)
     outputs = session.run(None, {key: np.zeros(shape, np.float32) for key, shape in shapes.items()})
     assert all(np.isfinite(output).all() for output in outputs)
+
+
+# ------------------------------------------------------------------------------------------- files and their variants
+
+
+def run(path: Path, feeds: dict[str, Any]) -> list[np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    outputs: list[np.ndarray] = session.run(None, feeds)
+    return outputs
+
+
+def test_light_models_have_weights_that_show(cache: Path) -> None:
+    import onnx
+
+    path, feeds = files.light("light_squeezenet")
+    model = onnx.load(path)
+    assert path.parent == cache and "ConstantOfShape" not in {node.op_type for node in model.graph.node}
+    weights = [onnx.numpy_helper.to_array(one) for one in model.graph.initializer]
+    assert len(weights) == 52 and all(one.std() > 0 for one in weights)
+    (found,) = run(path, feeds)
+    assert found.shape == (1, 1000, 1, 1) and found.std() > 1e-4
+    assert files.light("light_squeezenet")[0] == path and len(list(cache.iterdir())) == 1
+
+
+def test_backend_tests_come_with_their_inputs() -> None:
+    tests = files.backend_tests()
+    assert len(tests) > 40
+    path = tests["test_Conv2d_groups"]
+    assert all(np.isfinite(one).all() for one in run(path, files.test_inputs(path)))
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """Convolutions, a Reshape to a constant shape with the batch in it, two MatMuls."""
+    net = models.Net()
+    x = net.op("Relu", net.conv(net.input("x", [1, 3, 8, 8]), "a", 3, 16, bias=True))
+    x = net.op("GlobalAveragePool", net.op("Relu", net.conv(x, "b", 16, 24, bias=True)))
+    x = net.op("Tanh", net.linear(net.op("Reshape", x, net.ints("shape", 1, 24)), "c", 24, 12))
+    net.linear(x, "d", 12, 5, out="y")
+    path = models.Sample(net.build({"y": [1, 5]}), {}).save(tmp_path / "classifier.onnx")
+    return path, {"x": np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)}
+
+
+def operators(path: Path) -> set[str]:
+    import onnx
+
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def held_in_float64(path: Path, out: Path, feeds: dict[str, Any]) -> float:
+    """Cut to half; the error of the masked equivalence in float64. What was lost has to show."""
+    network = load(path, inputs=feeds)
+    assert network.analyze().governed_params > 0.9
+    verdict = network.export(out, target_params="0.5x", measure=None, verify_dtype="float64").verdict
+    assert verdict is not None and verdict.difference_to_original > 0.01
+    return verdict.max_rel
+
+
+def test_a_statically_quantised_network_is_cut_and_equal(classifier: Any, tmp_path: Path) -> None:
+    path, feeds = classifier
+    variants.quantize_qdq(path, [feeds], tmp_path / "qdq.onnx")
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators(tmp_path / "qdq.onnx")
+    assert np.abs(run(tmp_path / "qdq.onnx", feeds)[0] - run(path, feeds)[0]).max() < 0.1
+    assert held_in_float64(tmp_path / "qdq.onnx", tmp_path / "out", feeds) < 1e-6
+
+
+def test_rounding_ties_are_no_failure_of_a_cut(classifier: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """A step of int8 that the runtime takes to the other side is held against float64; a wrong cut fails there, too."""
+    path, feeds = classifier
+    variants.quantize_qdq(path, [feeds], tmp_path / "qdq.onnx")
+    network = load(tmp_path / "qdq.onnx", inputs=feeds)
+    done = network.export(tmp_path / "out", target_params="0.5x", measure=None)
+    members, pruned = saved_members(read_plan(done.plan_path)), done.model
+
+    class Tied(pipeline.OrtRunner):
+        def __call__(self, *words: Any) -> Any:
+            noise = {"y": np.random.default_rng().normal(size=1)}
+            return {name: one + noise.get(name, 0) for name, one in super().__call__(*words).items()}
+
+    monkeypatch.setattr(pipeline, "OrtRunner", Tied)
+    check = Verify()
+    verdict = pipeline.verify_program(network.program, members, read_onnx(pruned), check, "float32")
+    assert verdict.passed and verdict.dtype == "float64" and verdict.rtol == 1e-4
+    assert not pipeline.verify_program(network.program, members, read_onnx(pruned), Verify(rtol=1e-2), "float32").passed
+    other = [replace(one, removed=(np.array(one.removed) + 1) % one.size) for one in members]
+    assert not pipeline.verify_program(network.program, other, read_onnx(pruned), check, "float32").passed
+
+
+def test_a_dynamically_quantised_network_is_cut_and_equal(classifier: Any, tmp_path: Path) -> None:
+    """Weights and activations have zero points other than zero: it is 0.0 before the quantisation that is silent."""
+    import onnx
+
+    path, feeds = classifier
+    variants.quantize_dynamic(path, tmp_path / "dynamic.onnx")
+    assert {"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"} <= operators(tmp_path / "dynamic.onnx")
+    held = onnx.load(tmp_path / "dynamic.onnx").graph.initializer
+    points = [onnx.numpy_helper.to_array(one) for one in held if one.name.endswith("zero_point")]
+    assert points and any(one.any() for one in points)
+    assert held_in_float64(tmp_path / "dynamic.onnx", tmp_path / "out", feeds) < 1e-6
+
+
+def test_a_network_in_half_precision_is_cut_and_equal(classifier: Any, tmp_path: Path) -> None:
+    path, feeds = classifier
+    variants.to_float16(path, tmp_path / "half.onnx")
+    assert "Cast" in operators(tmp_path / "half.onnx")
+    assert run(tmp_path / "half.onnx", feeds)[0].dtype == np.float32
+    assert held_in_float64(tmp_path / "half.onnx", tmp_path / "out", feeds) < 1e-3
+
+
+def test_a_dynamic_batch_runs_with_any(classifier: Any, tmp_path: Path) -> None:
+    path, feeds = classifier
+    variants.dynamic_batch(path, feeds, tmp_path / "batch.onnx")
+    three = {"x": np.repeat(feeds["x"], 3, axis=0)}
+    assert np.allclose(run(tmp_path / "batch.onnx", three)[0], run(path, feeds)[0].repeat(3, axis=0), atol=1e-5)
+    assert held_in_float64(tmp_path / "batch.onnx", tmp_path / "out", feeds) < 1e-6
+
+
+def test_a_batch_that_cannot_be_dynamic_is_refused(tmp_path: Path) -> None:
+    net = models.Net()
+    net.op("Add", net.input("x", [1, 4]), net.op("Expand", net.weight("w", 4), net.ints("to", 1, 4)), out="y")
+    net.nodes[-1].op_type = "Concat"
+    net.nodes[-1].attribute.append(models.helper.make_attribute("axis", 1))
+    path = models.Sample(net.build({"y": [1, 8]}), {}).save(tmp_path / "fixed.onnx")
+    with pytest.raises(UsageError, match=r"'fixed\.onnx' holds its batch in sizes: two samples do not run"):
+        variants.dynamic_batch(path, {"x": np.zeros((1, 4), np.float32)}, tmp_path / "batch.onnx")
+
+
+# ------------------------------------------------------------------------------------------------------ coverage page
+
+
+def test_every_row_of_a_sweep_reaches_the_page_with_its_reason(tmp_path: Path) -> None:
+    good = {
+        "network": "resnet18",
+        "suite": "torchvision",
+        "status": "equal",
+        "reason": "",
+        "exact": 12,
+        "stat": 1,
+        "params": 1_000_000,
+        "governed_params": 0.5,
+        "governed_params_with_stat": 0.75,
+        "reached": 0.5,
+        "lowest": None,
+        "max_rel": 2e-7,
+        "refused": 3,
+        "ungoverned": [{"share": 0.25, "why": "Gather: a|b"}],
+        "seconds": dict.fromkeys(("load", "observe", "couple", "score", "allocate", "shrink", "verify"), 0.5),
+    }
+    bad = {"network": "swin_t", "suite": "torchvision", "status": "failed", "reason": "ended at 8.0 GB of memory"}
+    file = tmp_path / "rows.jsonl"
+    coverage.write_rows(file, [bad, good, {**bad, "network": "gone from the zoo"}])
+    rows = coverage.read_rows(file)
+    assert list(rows) == ["resnet18", "swin_t"]
+    page = coverage_table.document(list(rows.values()))
+    assert "| networks | 2 | 1 | 1 | 1 | 0 (0%) | 0 | 1 |" in page
+    assert "| resnet18 | 12+1 | 1.00 M | 50.0% | 0.50x | 2e-07 |" in page
+    assert "| resnet18 | 50.0% | 25.0% | 25.0% Gather: a\\|b |" in page
+    assert "| swin_t | failed | ended at 8.0 GB of memory |" in page
+
+
+def test_a_network_that_takes_its_process_down_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(words: list[str], **_: Any) -> Any:
+        Path(words[-1]).write_text(json.dumps({"status": "failed", "reason": "crashed while it was cut", "exact": 3}))
+        return common.Ended(-11, "", "", "")
+
+    monkeypatch.setattr(coverage, "run_child", killed)
+    row = coverage.in_child("resnet18", 1.0)
+    assert row["status"] == "failed" and row["reason"] == "crashed while it was cut: it said nothing"
+    assert (row["suite"], row["exact"]) == ("torchvision", 3)
 
 
 # --------------------------------------------------------------------------------------------------------- data sets

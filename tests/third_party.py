@@ -92,12 +92,16 @@ def check(source: Path, folder: Path, feeds: Feeds) -> float:
         assert sorted(set(group["kept"])) == group["kept"] and 0 < len(group["kept"]) < group["size"]
         for member in group["members"]:
             lost.setdefault((member["tensor"], member["axis"]), []).append(set(member["removed"]))
-    sizes = {(m["tensor"], m["axis"]): (m["size"], m["rank"]) for g in plan["groups"] for m in g["members"]}
+    members = [member for group in plan["groups"] for member in group["members"]]
+    sizes = {(m["tensor"], m["axis"]): (m["size"], m["rank"]) for m in members}
+    ridden = {(m["tensor"], m["axis"]) for m in members if m["role"] == "rider"}
     for (name, axis), removed in lost.items():
         if name in kept and len(kept[name]) > axis:
             size, rank = sizes[name, axis]
             left = {size - len(set().union(*removed))}
-            if rank == 1:  # a vector that several layers share is cut for each of them; one copy keeps its name
+            # a vector that several layers share is cut for each of them, one that others are computed from for the
+            # layers alone; one copy keeps the name
+            if rank == 1 or (name, axis) in ridden:
                 some = chain.from_iterable(combinations(removed, k) for k in range(len(removed)))
                 left |= {size - len(set().union(*one)) for one in some}
             assert kept[name][axis] in left, (name, axis)

@@ -6,7 +6,9 @@ evaluator computes slowly, in float32, or not as the specification says are repl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.backends.reference_ops import reference_operators
-from graphprune.errors import InputError
+from graphprune.errors import InputError, RunTimeoutError
 from graphprune.ir.program import inputs_of
 
 if TYPE_CHECKING:
@@ -25,13 +27,17 @@ __all__ = ["run_float64"]
 
 Array = NDArray[Any]
 
+_UNTIL: ContextVar[float | None] = ContextVar("until", default=None)
+
 # Attributes that hold an element type; one that says float is made to say double.
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "output_datatype", "softmax_precision"})
 _CONSTANT_FLOATS = ("value_float", "value_floats")
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
-def run_float64(model: ir.Model, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+def run_float64(
+    model: ir.Model, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None, *, until: float | None = None
+) -> dict[str, Array]:
     """Run a model once with every float of it (weights, constants, inputs, casts) in float64.
 
     The call of ``graphprune.ir.program.Runner``. The model is not changed. Whatever its inputs' float types, they are
@@ -41,8 +47,10 @@ def run_float64(model: ir.Model, feeds: Mapping[str, Array], outputs: Sequence[s
         model: functions inlined or not.
         feeds: an array per input.
         outputs: names of values of the outer graph; None: the model's outputs.
+        until: of ``time.monotonic()``: no node is begun after it; None: it may take as long as it takes.
 
     Raises:
+        RunTimeoutError: it is not done by ``until``.
         InputError: an input is missing or unknown, an operator has no reference implementation (the message names
             it), or the network does not run on these inputs.
     """
@@ -63,13 +71,16 @@ def run_float64(model: ir.Model, feeds: Mapping[str, Array], outputs: Sequence[s
     clone.graph.initializers.clear()
     fed = {name: _wide(np.asarray(array)) for name, array in feeds.items()}
     wanted = list(outputs) if outputs is not None else [str(value.name) for value in model.graph.outputs]
+    token = _UNTIL.set(until)
     try:
         with np.errstate(all="ignore"):  # masks add infinities, padding divides 0 by 0: as in any runtime
             found = _evaluator_class()(ir.serde.serialize_model(clone)).run(wanted, held | fed)
-    except InputError:
+    except (InputError, RunTimeoutError):
         raise
     except Exception as error:
         raise InputError(f"the network does not run in float64: {_first_line(error)}") from error
+    finally:
+        _UNTIL.reset(token)
     return {name: np.asarray(array) for name, array in zip(wanted, found, strict=True)}
 
 
@@ -194,6 +205,13 @@ def _evaluator_class() -> type[ReferenceEvaluator]:
                 proto = ir.serde.serialize_function(function)
             kwargs["new_ops"] = operators
             super().__init__(proto, *args, **kwargs)
+
+        def _log(self, level: int, pattern: str, *args: Any) -> None:
+            # called before every node, also of bodies and functions: there is no other place to stop at
+            until = _UNTIL.get()
+            if until is not None and time.monotonic() > until:
+                raise RunTimeoutError("the float64 reference is too slow for this network")
+            super()._log(level, pattern, *args)
 
         def _load_impl(self, node: Any, *args: Any, **kwargs: Any) -> Any:
             from onnx.reference.op_run import RuntimeContextError

@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "profile": ("graphprune.cli.profile", "Step curves of this device, for latency targets elsewhere."),
     "bench": ("graphprune.cli.bench", "Measured latency of models, and their ratios with intervals."),
     "verify": ("graphprune.cli.verify", "Prove that a pruned model equals its masked original."),
+    "gate": ("graphprune.cli.gate", "Hold an artefact to its manifest: files, proof and time; for pipelines."),
     "backends": ("graphprune.cli.backends", "Runtimes that can build and time networks here."),
 }
 

@@ -124,7 +124,11 @@ class Grouping:
 def group(coupling: Coupling) -> Grouping:
     """Collect the groups of a solved coupling: every free leaf that a constant makes or consumes."""
     found: dict[Space, dict[tuple[str, int], tuple[Role, Space, int]]] = {}
-    collector = _Collector(coupling, _computed_from(coupling))
+    collector = _Collector(coupling)
+    for name in coupling.moves:  # what is rearranged in the file cannot be cut for some of its readers alone
+        if (node := _computing(coupling, name)) is not None:
+            for axis, space in enumerate(coupling.of(name)):
+                make_whole(space, Refusal("a constant is computed from it", node.op_type, node.name or "", name, axis))
     for binding in coupling.bindings:
         if binding.live:
             for one, tensor, axis, role, space, rank in collector.members(binding):
@@ -247,25 +251,15 @@ def sources(coupling: Coupling, value: ir.Value) -> list[tuple[str, list[Space]]
     ]
 
 
-def _computed_from(coupling: Coupling) -> frozenset[str]:
-    """Constants from which nodes compute other constants: these come out of the uncut ones, whoever else reads them.
-
-    Where a constant is rearranged before such a node reads it, the rearrangement is never cut.
-    """
+def _computing(coupling: Coupling, name: str) -> ir.Node | None:
+    """A node that computes another constant from a constant: it reads the uncut one, whoever else reads it."""
     program = coupling.program
-    read: dict[str, ir.Node] = {}
-    for name, made in program.values().items():
-        if name in program.fixed and name not in coupling.moves and name not in program.same:
-            node = made.producer()
-            if node is not None and node.op_type not in READS_SIZES:
-                read.update((value.name, node) for value in node.inputs if value is not None and value.name)
-    for name, node in read.items():
-        if name in coupling.moves:
-            for axis, space in enumerate(coupling.of(name)):
-                why = Refusal("a constant is computed from it", node.op_type, node.name or "", name, axis)
-                for one in free_leaves(space):
-                    make_whole(one, why)
-    return frozenset(read)
+    for node, _ in program.values()[name].uses():
+        made = node.outputs[0].name or ""
+        if made in program.fixed and made not in coupling.moves and made not in program.same:
+            if node.op_type not in READS_SIZES:
+                return node
+    return None
 
 
 def repeated(space: Space) -> Iterator[Space]:
@@ -284,7 +278,6 @@ def repeated(space: Space) -> Iterator[Space]:
 @dataclass
 class _Collector:
     coupling: Coupling
-    computed_from: frozenset[str]
     scales: set[str] = field(default_factory=set)
     known: dict[Space, tuple[Space, ...]] = field(default_factory=dict)
 
@@ -301,30 +294,30 @@ class _Collector:
         program = self.coupling.program
         free = {letter: self.free(space) for letter, space in binding.spaces.items()}
         operands = [
-            (k, axes, value)
+            (k, axes, value, letters)
             for k, (axes, value) in enumerate(zip(layout.operands, binding.operands, strict=False))
-            if axes is not None and value is not None and any(free.get(one.name) for one in letters_of(axes))
+            if axes is not None and value is not None
+            for letters in [letters_of(axes)]
+            if any(free.get(one.name) for one in letters)
         ]
         if layout.line.scale is not None:
             scale = node.inputs[layout.line.scale]
             if scale is not None and scale.name in program.fixed:
                 self.scales.update(name for name, _ in sources(self.coupling, scale))
-        computed = {
-            one.name for _, axes, value in operands if value.name not in program.fixed for one in letters_of(axes)
-        }
+        computed = {one.name for _, _, value, letters in operands if value.name not in program.fixed for one in letters}
         weighed = {
             one.name
-            for _, axes, value in operands
-            if value.name in program.fixed and any(a.name in layout.contracted for a in letters_of(axes))
-            for one in letters_of(axes)
+            for _, _, value, letters in operands
+            if value.name in program.fixed and any(a.name in layout.contracted for a in letters)
+            for one in letters
         }
         pending: dict[str, tuple[ir.Value, int, list[Space]]] = {}
         settled: set[str] = set()
-        for k, axes, value in operands:
+        for k, axes, value, letters in operands:
             fixed = value.name in program.fixed
-            lent = fixed and self._is_lent(value)
             held = self.coupling.axes(node, k)
-            contracts = any(one.name in layout.contracted or one.fed_back for one in letters_of(axes))
+            contracts = any(one.name in layout.contracted or one.fed_back for one in letters)
+            lent = fixed and contracts and self._is_lent(value)
             roles: dict[Space, tuple[Role, int]] = {}
             for at, axis in enumerate(axes):
                 for one in letters_of((axis,)):
@@ -366,7 +359,7 @@ class _Collector:
     def _is_lent(self, value: ir.Value) -> bool:
         """Whether silencing a constant would reach more than its use here: then what meets it is silenced."""
         return value.name in self.coupling.private or any(
-            name in self.computed_from for name, _ in sources(self.coupling, value)
+            _computing(self.coupling, name) is not None for name, _ in sources(self.coupling, value)
         )
 
     def _on_sources(

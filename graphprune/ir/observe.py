@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = ["example_for", "observe", "random_feeds"]
 
 _SMALL = 4096  # elements; nothing that feeds a shape is larger
 _LARGEST_INPUT = 2**32  # bytes of an example input: far above any network's
+_SEARCH_SECONDS = 60.0  # after which no other sizes are tried
 _ALIKE = 3  # tries that fail with the very same words: then it is not the sizes
 
 # Sizes tried for symbolic dimensions: images, then text lines, then token sequences and feature vectors.
@@ -81,7 +83,8 @@ def _check_shape(value: ir.Value, shape: tuple[int, ...]) -> None:
 
 
 def _candidates(unknown: list[str], leading: set[str], image: bool) -> Iterator[dict[str, int]]:
-    """Sizes to try for the unknown dimensions: a batch of one, all others equal, then all pairs.
+    """Sizes to try for the unknown dimensions: a batch of one, all others equal, one of them with the others at 1 (they
+    may be batches in another place, as a recurrent state's is), then all pairs.
 
     Where the batch alone is unknown: one, and a few others.
     """
@@ -94,6 +97,8 @@ def _candidates(unknown: list[str], leading: set[str], image: bool) -> Iterator[
     for size in sizes:
         yield base | dict.fromkeys(rest, size)
     if len(rest) > 1:
+        for name, size in itertools.product(rest, sizes):
+            yield base | dict.fromkeys(rest, 1) | {name: size}
         for first, others in itertools.product(sizes, sizes):
             if first != others:
                 yield base | dict.fromkeys(rest, others) | {rest[0]: first}
@@ -159,6 +164,7 @@ def example_for(
 
     error: InputError | None = None
     alike = 0
+    until = time.monotonic() + _SEARCH_SECONDS
     for sizes in _candidates(free, leading & set(free), image):
         try:
             feeds = build(fixed | sizes)
@@ -166,16 +172,18 @@ def example_for(
         except InputError as failed:
             error = error or failed
             alike += str(failed) == str(error)
-            if alike == _ALIKE:
-                raise error from None
+            if not free or alike == _ALIKE or time.monotonic() > until:
+                break
     assert error is not None
     if not free:
         raise error
-    shown = ", ".join(
-        f"{name}:{'x'.join(str(d) if isinstance(d, int) else '?' for d in _declared(v))}" for name, v in inputs.items()
+    asked = " ".join(
+        f"--input-shapes {name}:{'x'.join(str(d if isinstance(d, int) else (fixed | sizes)[d]) for d in _declared(v))}"
+        for name, v in inputs.items()
+        if name not in given and name not in shapes and any(isinstance(d, str) for d in _declared(v))
     )
     raise InputError(
-        f"no sizes tried for the unknown dimensions of {shown} run; give --input-shapes ({error})"
+        f"no sizes tried for the unknown dimensions run; give those that do, as in {asked} ({error})"
     ) from error
 
 

@@ -77,10 +77,14 @@ class StepCurves:
         """Nanoseconds of one layer."""
         row = self.coefficients[index]
         value: Amount = 0.0
-        for coefficient, feature in zip(row, _features(self.layers[index], counts, self._grain), strict=True):
+        for coefficient, feature in zip(row, self.features(index, counts), strict=True):
             if coefficient:
                 value = value + coefficient * feature
         return value
+
+    def features(self, index: int, counts: Counts) -> tuple[Amount, ...]:
+        """What a layer's time is a sum of, each with its coefficient."""
+        return _features(self.layers[index], counts, self._grain)
 
     def sweep(self, group: str, widths: Floats, counts: Mapping[str, float]) -> Floats:
         """Nanoseconds of the layers that a group is in, at each of its widths, everything else at ``counts``."""

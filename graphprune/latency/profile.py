@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ class ProfileOptions:
         backend, backend_options: see :class:`graphprune.latency.measure.MeasureOptions`.
         seconds: Wall time after which no more scenarios are added.
         fewest, most: Scenarios.
-        error, tail: Stop when the median and the 90th percentile of the relative error of the last batch's predicted
+        error, tail: Stop when the median and the 90th percentile of the relative errors of the last few predicted
             times are below these.
         floor: Least share of a group's units in a scenario.
         seed: Of the scenarios.
@@ -138,16 +139,15 @@ def profile_network(
     draw = scenarios(groups, options.floor, options.seed)
     with progress.step("profile"):
         while len(measured) < options.most:
-            batch = [next(draw) for _ in range(_batch(source, len(measured)))]
-            found, base, fingerprint = _measure(layers, sizes, source, write, feeds, options, batch)
-            late = []
+            count = _BATCH if measured else 2 * _BATCH  # nothing can be predicted before
+            found, base, fingerprint = _measure(layers, sizes, source, write, feeds, options, islice(draw, count))
             if measured:
                 curves = fit_curves(layers, points_of(layers, measured, float(np.median(original))))
-                late = [abs(_predict(curves, one, float(np.median(original))) / one.ratio - 1) for one in found]
-                errors += late
+                errors += [abs(_predict(curves, one, float(np.median(original))) / one.ratio - 1) for one in found]
             measured += found
             original += base
             progress.advance(len(measured) / options.most)
+            late = errors[-_BATCH:]
             settled = late and np.median(late) <= options.error and np.quantile(late, 0.9) <= options.tail
             if (settled and len(measured) >= options.fewest) or time.monotonic() - start > options.seconds:
                 break
@@ -168,8 +168,9 @@ def measure_scenarios(
     """Measure given plans, as :func:`profile_network` does its own; to hold curves to what they have not seen."""
     sizes = {one.id: one.size for one in groups}
     found: list[Scenario] = []
-    for first in range(0, len(plans), size := _batch(source, 1)):
-        found += _measure(layers, sizes, source, write, feeds, options, plans[first : first + size])[0]
+    draw = iter(plans)
+    while len(found) < len(plans):
+        found += _measure(layers, sizes, source, write, feeds, options, islice(draw, _BATCH))[0]
     return found
 
 
@@ -184,12 +185,6 @@ def random_plans(groups: Sequence[Group], count: int, seed: int) -> dict[str, li
             {one.id: spread(one, _rounded(one, float(x), grain, 0.1)) for one, x in zip(groups, shares, strict=True)}
         )
     return found
-
-
-def _batch(source: Path, done: int) -> int:
-    """Scenarios of the next batch; the first is larger, since nothing can be predicted before."""
-    fits = max(2, int(_BATCH_BYTES // max(1, source.stat().st_size)))
-    return min(_BATCH if done else 2 * _BATCH, fits)
 
 
 def points_of(layers: Sequence[Layer], measured: Sequence[Scenario], original_ns: float) -> dict[str, Points]:
@@ -255,15 +250,24 @@ def _measure(
     write: Callable[[Keep, Path], None],
     feeds: Mapping[str, np.ndarray],
     options: ProfileOptions,
-    batch: Sequence[Mapping[str, Mask]],
+    draw: Iterable[Mapping[str, Mask]],
 ) -> tuple[list[Scenario], list[float], Mapping[str, Any]]:
-    """One process that measures a batch. Also the original's times in nanoseconds, one per scenario."""
+    """One process that measures a batch. Also the original's times in nanoseconds, one per scenario.
+
+    The batch ends early where its files would take too much of the disk.
+    """
     with tempfile.TemporaryDirectory(prefix="graphprune-profile-") as name:
-        models = []
-        for index, kept in enumerate(batch):
-            models.append(Path(name) / f"{index}" / "model.onnx")
+        models: list[Path] = []
+        batch: list[Mapping[str, Mask]] = []
+        space = _BATCH_BYTES
+        for kept in draw:
+            models.append(Path(name) / f"{len(batch)}" / "model.onnx")
             models[-1].parent.mkdir()
             write({key: mask for key, mask in kept.items() if not mask.all()}, models[-1])
+            batch.append(kept)
+            space -= sum(file.stat().st_size for file in models[-1].parent.iterdir())
+            if space <= 0:
+                break
         job = {
             "task": "profile",
             "models": [str(source.resolve()), *map(str, models)],
@@ -301,7 +305,10 @@ def _shares(layers: Sequence[Layer], times: Sequence[Mapping[str, Any]]) -> Floa
     total = np.zeros(len(layers))
     last = 0
     for one in times:
-        last = next((place[node] for node in one["nodes"] if node in place), last)
+        # A node of a body has no place in the file's own graph, but the runtime calls its layer after it.
+        last = next((place[node] for node in (*one["nodes"], one["name"]) if node in place), last)
         total[last] += one["ns"]
+    if not total.any():  # every layer is shorter than what the runtime's clock can tell
+        total += 1.0
     shares: Floats = total / total.sum()
     return shares

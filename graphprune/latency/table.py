@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from graphprune.latency.layers import Layer
 
 if TYPE_CHECKING:
     from graphprune.latency.profile import ProfileOptions
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["LatencyTable", "cache_file", "read_cached", "read_table", "write_cached", "write_table"]
 
@@ -69,7 +72,11 @@ class LatencyTable:
 
     def _missing(self, layers: Sequence[Layer]) -> list[Layer]:
         return [
-            one for one in layers if one.signature not in self.points or len(self.points[one.signature].ns) < _FEWEST
+            one
+            for one in layers
+            if one.signature not in self.points
+            or self.points[one.signature].widths.shape[0] < _FEWEST
+            or self.points[one.signature].widths.shape[1] != len(one.groups)
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -101,9 +108,13 @@ def read_table(path: Path) -> LatencyTable:
         points, words = {}, {}
         for key, row in document["layers"].items():
             ns = np.array(row["ns"], dtype=np.float64)
-            widths = np.array(row["widths"], dtype=np.float64).reshape(len(ns), -1)
-            if ns.ndim != 1 or not (np.isfinite(ns).all() and np.isfinite(widths).all() and (ns >= 0).all()):
-                raise InputError(f"'{path}': the times of layer {key} are no list of numbers of at least 0")
+            widths = np.array(row["widths"], dtype=np.float64)
+            fits = ns.ndim == 1 and widths.ndim == 2 and len(widths) == len(ns)
+            if not (fits and np.isfinite(ns).all() and np.isfinite(widths).all() and (ns >= 0).all()):
+                raise InputError(
+                    f"'{path}': the times of layer {key} are no list of numbers of at least 0 with as many rows of "
+                    "widths"
+                )
             points[str(key)], words[str(key)] = Points(widths, ns), str(row["operators"])
         return LatencyTable(dict(document["fingerprint"]), points, words)
     except OSError as error:
@@ -126,12 +137,16 @@ def cache_file(fingerprint: Mapping[str, Any]) -> Path:
 
 
 def read_cached(options: ProfileOptions) -> LatencyTable | None:
-    """The table of this device and these options, or None."""
+    """The table of this device and these options, or None; what cannot be read is measured anew."""
     from dataclasses import replace
 
     quiet = replace(options.backend_options, spinning=False)
     path = cache_file(get_backend(options.backend).fingerprint(quiet))
-    return read_table(path) if path.is_file() else None
+    try:
+        return read_table(path) if path.is_file() else None
+    except InputError as error:
+        _log.warning("%s; the layers are measured anew", error)
+        return None
 
 
 def write_cached(table: LatencyTable) -> None:

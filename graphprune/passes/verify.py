@@ -37,6 +37,8 @@ class Verdict:
         worst: name of the output (or of the inner value before it) with the largest relative difference.
         difference_to_original: largest relative difference of the cut network to the unmasked original (what was lost).
         ways: how many ways through the branches of its Ifs were compared; 1 where there are none.
+        float32_rel: where float32 failed and float64 was asked: the largest relative difference in float32.
+        notes: what else the user should know of the comparison.
     """
 
     passed: bool
@@ -49,14 +51,17 @@ class Verdict:
     worst: str
     difference_to_original: float
     ways: int = 1
+    float32_rel: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Verify:
     """Masked equivalence on random inputs and given samples.
 
-    Where a network has an If, every input is run as it is and then once more for each way through its branches, with
-    the conditions replaced (:func:`paths`): a branch that no sample takes is held to the equivalence all the same.
+    A random input on which the original itself does not run is replaced by another one. Where a network has an If, every
+    input is run as it is and then once more for each way through its branches, with the conditions replaced
+    (:func:`paths`): a branch that no sample takes is held to the equivalence all the same.
 
     Args:
         samples: number of random inputs.
@@ -94,13 +99,14 @@ class Verify:
         """
         rtol = tolerance(program) if self.rtol is None else self.rtol
         _same_interface(program.model, pruned)
-        fresh = [random_feeds(program, self.seed + 1 + i) for i in range(self.samples)]
-        feeds = [program.examples, *fresh, *program.other_examples, *extra]
         looked = witnesses(program)
-        models = (with_outputs(model, looked) for model in (masked(program, members), pruned, program.model))
         ways = [{}, *paths(program)]
         # one model after the other, so that one session is held at a time
-        expected, found, dense = (list(_runs(model, ways, feeds, run)) for model in models)
+        original = with_outputs(program.model, looked)
+        feeds, dense, notes = self._drawn(program, original, run, extra)
+        dense.extend(_runs(original, ways[1:], feeds, run))
+        models = (with_outputs(model, looked) for model in (masked(program, members), pruned))
+        expected, found = (list(_runs(model, ways, feeds, run)) for model in models)
         worst = (0.0, 0.0, "")
         lost = 0.0
         passed = True
@@ -119,20 +125,55 @@ class Verify:
                 if (relative, absolute) >= worst[:2]:
                     worst = (relative, absolute, name)
                 lost = max(lost, self._compare(full[name], have[name], rtol)[1])
+        silent = [want for want in expected[: len(feeds)] if isinstance(want, InputError)]
+        if silent and not compared[0]:
+            raise silent[0]
+        if silent:
+            notes.append(f"{len(silent)} inputs were left out, the masked original does not run on them ({silent[0]})")
         if not all(compared):
             _log.warning("%d of the %d ways through its branches run on no sample", compared.count(0), len(ways))
         return Verdict(
             passed,
             worst[1],
             worst[0],
-            len(feeds),
+            compared[0],
             dtype,
             self.atol,
             rtol,
             worst[2],
             lost,
             ways=len(ways) - compared.count(0),
+            notes=tuple(notes),
         )
+
+    def _drawn(
+        self, program: Program, original: ir.Model, run: Runner, extra: Sequence[Mapping[str, Array]]
+    ) -> tuple[list[Mapping[str, Array]], list[dict[str, Array] | InputError], list[str]]:
+        """The inputs to compare, what the original gives for each, and notes on random inputs that it does not run on."""
+        first = run(original, program.examples)
+        fresh: list[Mapping[str, Array]] = []
+        results: list[dict[str, Array] | InputError] = []
+        failed: list[InputError] = []
+        for i in range(self.samples):
+            for attempt in range(_DRAWS):
+                sample = random_feeds(program, self.seed + 1 + i + attempt * self.samples)
+                try:
+                    results.append(run(original, sample))
+                except InputError as error:
+                    failed.append(error)
+                else:
+                    fresh.append(sample)
+                    break
+        given = [*program.other_examples, *extra]
+        results += [run(original, sample) for sample in given]
+        notes = []
+        if failed:
+            missing = f", {self.samples - len(fresh)} could not be replaced" if len(fresh) < self.samples else ""
+            notes.append(
+                f"the original itself does not run on {len(failed)} of the random inputs drawn; others were drawn in "
+                f"their place{missing} ({failed[0]})"
+            )
+        return [program.examples, *fresh, *given], [first, *results], notes
 
     def _compare(self, want: Array, found: Array, rtol: float) -> tuple[float, float, bool]:
         if want.shape != found.shape:
@@ -153,6 +194,7 @@ class Verify:
         return absolute, relative, absolute <= self.atol + rtol * scale
 
 
+_DRAWS = 10  # of a random input, until the original runs on it
 FLOAT_RTOL = 1e-4
 #: Accepted relative difference by the narrowest type that a network computes in, some units of its last place. Sums in
 #: another order are rounded to the other neighbour now and then, which shows where values are quantised.
@@ -231,15 +273,13 @@ def _known(program: Program, graph: ir.Graph) -> bool:
 def _runs(
     model: ir.Model, ways: Sequence[Mapping[str, bool]], feeds: Sequence[Mapping[str, Array]], run: Runner
 ) -> Iterator[dict[str, Array] | InputError]:
-    """The outputs for every way and input; the error where a way that was forced does not run."""
+    """The outputs for every way and input; the error where it does not run."""
     for way in ways:
         chosen = forced(model, way) if way else model
         for sample in feeds:
             try:
                 yield run(chosen, sample)
             except InputError as error:
-                if not way:
-                    raise
                 yield error
 
 

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphprune.report.tables import add_row, say, table_of
+from graphprune.report.tables import add_row, say, table_of, verdict_report
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from graphprune.export import ExportResult
+    from graphprune.gate import GateResult
     from graphprune.latency.curves import Grain
     from graphprune.latency_target import LatencyModel, Met
 
-__all__ = ["family_report", "met_report", "profile_report"]
+__all__ = ["family_report", "gate_report", "met_report", "profile_report"]
 
 
 def met_report(met: Met, out: Console) -> None:
@@ -74,6 +75,20 @@ def profile_report(model: LatencyModel, path: Path, out: Console) -> None:
         say(out, f"predicted before it was measured: median error {median:.1%}, 95th percentile {tail:.1%}")
     for text in grain_lines(model.curves.grains):
         say(out, text)
+
+
+def gate_report(result: GateResult, out: Console) -> None:
+    """What the gate found, a line each."""
+    say(out, f"{result.artefact}: the files are those that the manifest was written for")
+    if result.verdict is not None:
+        verdict_report(result.verdict, out)
+    if result.comparison is not None and result.limit is not None:
+        found = result.comparison
+        recorded = "" if result.recorded is None else f"; recorded {result.recorded:.3f}x"
+        interval = f"[{found.ratio_low:.3f}, {found.ratio_high:.3f}]"
+        say(out, f"latency {found.ratio:.3f}x {interval} of the original's; allowed {result.limit:.3f}x{recorded}")
+    for note in result.notes:
+        say(out, f"note: {note}")
 
 
 def grain_lines(grains: Sequence[Grain]) -> list[str]:

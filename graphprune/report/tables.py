@@ -247,7 +247,7 @@ def verdict_line(verdict: Verdict) -> str:
     return (
         f"{said} the masked original {by} {verdict.max_rel:.1e} relative, {verdict.max_abs:.1e} absolute "
         f"({_many(verdict.samples, 'input')}{ways}, {verdict.dtype}, accepted {verdict.rtol:g} relative + "
-        f"{verdict.atol:g} absolute)"
+        f"{verdict.atol:g} absolute)" + "".join(f"; {note}" for note in verdict.notes)
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from graphprune.passes.allocate.knapsack import Resource, WidthProblem
 from graphprune.passes.allocate.limits import cost_resources
-from graphprune.passes.allocate.methods import Allocator, Global, Knapsack, Uniform, widths_of
+from graphprune.passes.allocate.methods import Allocator, Global, Knapsack, Uniform, fitted_widths, widths_of
 from graphprune.passes.allocate.search import Allocation
 from graphprune.passes.allocate.target import Quantity, Target
 from graphprune.passes.score.registry import create
@@ -24,6 +24,7 @@ __all__ = [
     "WidthProblem",
     "allocator",
     "cost_resources",
+    "fitted_widths",
     "widths_of",
 ]
 

@@ -15,10 +15,13 @@ A width that costs no less than a larger one (the plateau of a step curve, a mis
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +33,13 @@ from graphprune.passes.score.base import Floats, Scores
 __all__ = ["Resource", "Solution", "WidthProblem"]
 
 Counts = Mapping[str, float]
+_Kind = TypeVar("_Kind", np.int64, np.float64)
 
 _ROUNDS = 4  # integer programmes at most, each around the solution of the one before
 _NEAR = 2.0  # a width more than this factor away is not among a programme's choices: products are not linear
 _CHOICES = 32  # widths of a group in one programme
 _STEPS = 128  # widths of a group on the way down; where no plateaus thin them out, single units would take long
-_NODES = 200  # of the branch-and-bound tree: a limit on its time would give other widths on another machine
+_NODES = 32  # of the branch-and-bound tree: a limit on its time would give other widths on another machine
 _GAP = 1e-4  # of the importance: what is solved is linear only near its centre anyway
 
 
@@ -145,7 +149,7 @@ class WidthProblem:
     def _greedy(self) -> dict[str, float]:
         """Down from the whole network, by lazy updates.
 
-        A group's best step is worth less when a neighbour has shrunk, so it is looked at again only when its turn comes.
+        A group's best step is worth less when a neighbour has shrunk: it is looked at again only when its turn comes.
         """
         counts = {name: float(each[-1]) for name, each in self._counts.items()}
         totals = self._totals(counts)
@@ -176,6 +180,7 @@ class WidthProblem:
             if self._weights(totals) == weights:
                 push(name)
                 continue
+            totals = self._totals(counts)  # without what adding up rounded away
             weights = self._weights(totals)  # a limit is met: every step is worth something else now
             heap.clear()
             for other in counts:
@@ -221,9 +226,9 @@ class WidthProblem:
         """Use up what room is left: the step up that brings the most importance per cost, while any fits."""
         held = dict(counts)
         every = [1.0 / one.limit for one in self.resources]
-        room = [one.limit - total for one, total in zip(self.resources, self._totals(held), strict=True)]
         open_groups = set(held)
         while open_groups:
+            room = [one.limit - total for one, total in zip(self.resources, self._totals(held), strict=True)]
             best: tuple[float, str, float] | None = None
             for name in sorted(open_groups):
                 step = self._step_up(name, held, every, room)
@@ -233,10 +238,6 @@ class WidthProblem:
                     best = (step[0], name, step[1])
             if best is None:
                 break
-            here, full = np.array([held[best[1]], best[2]]), {**self.fixed, **held}
-            for index, one in enumerate(self.resources):
-                before, after = one.sweep(best[1], here, full)
-                room[index] -= after - before
             held[best[1]] = best[2]
         return Solution({name: int(count) for name, count in held.items()}, self.value(held), method)
 
@@ -289,13 +290,14 @@ class WidthProblem:
             optimize.LinearConstraint(budget / scale[:, None], -np.inf, (scale - np.array(base)) / scale),
         ]
         top = max(max(values), 1e-30)
-        result = optimize.milp(
-            -np.array(values) / top,
-            constraints=constraints,
-            integrality=np.ones(len(names)),
-            bounds=optimize.Bounds(0, 1),
-            options={"mip_rel_gap": _GAP, "node_limit": _NODES},
-        )
+        with _silenced():
+            result = optimize.milp(
+                -np.array(values) / top,
+                constraints=constraints,
+                integrality=np.ones(len(names)),
+                bounds=optimize.Bounds(0, 1),
+                options={"mip_rel_gap": _GAP, "node_limit": _NODES},
+            )
         if result.x is None:
             return None
         return {names[index]: float(widths[index]) for index in np.flatnonzero(result.x > 0.5)}
@@ -308,11 +310,30 @@ class WidthProblem:
         return np.union1d(left, [counts[name]])
 
 
-def _thinned(widths: NDArray[Any], most: int) -> NDArray[Any]:
+def _thinned(widths: NDArray[_Kind], most: int) -> NDArray[_Kind]:
     """At most so many of the widths (ascending), evenly among them, the first and the last included."""
     if len(widths) <= most:
         return widths
-    return widths[np.linspace(0, len(widths) - 1, most).round().astype(int)]
+    return np.take(widths, np.linspace(0, len(widths) - 1, most).round().astype(int))
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """HiGHS prints a line of its own to the standard output now and then, which belongs to the user's JSON."""
+    sys.stdout.flush()
+    try:
+        held = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(held, 1)
+        os.close(held)
+        os.close(nowhere)
 
 
 def _undominated(cost: Floats) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ from graphprune.passes.score.base import Floats
 
 __all__ = ["cost_resources"]
 
+
 def cost_resources(cost: Cost, targets: Sequence[Target]) -> tuple[Resource, ...]:
     """One resource per target. Raises ``UsageError`` if a target is above the original."""
     sizer = Sizer(cost.grouping)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
 from graphprune.errors import NothingPrunableError, UsageError
-from graphprune.passes.allocate.knapsack import WidthProblem
+from graphprune.passes.allocate.knapsack import Solution, WidthProblem
 from graphprune.passes.allocate.limits import cost_resources
 from graphprune.passes.allocate.search import Allocation, allocate_steps
 from graphprune.passes.allocate.steps import Ints, StepKeys, Steps, check_limits, make_steps, run_length
 from graphprune.passes.allocate.target import Target
 from graphprune.passes.cost import Cost
 from graphprune.passes.files import keep_of
-from graphprune.passes.plan import CostModel
+from graphprune.passes.plan import CostModel, Plan
 from graphprune.passes.score.base import Floats, Scores
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Knapsack(_Shared):
         assert isinstance(cost, Cost)
         fixed = {one.id: float(one.size) for one in cost.grouping.groups if one.id not in chosen}
         resources = cost_resources(cost, targets)
-        plan = steps.plan(WidthProblem(steps, scores, resources, fixed).solve().counts)
+        plan = fitted_widths(WidthProblem(steps, scores, resources, fixed), cost)[0]
         keep = keep_of(plan, cost.grouping)
         return Allocation(
             plan,
@@ -150,6 +150,29 @@ class Knapsack(_Shared):
             {one.quantity: int(resource.limit) for one, resource in zip(targets, resources, strict=True)},
             {"params": cost.params(keep), "macs": cost.macs(keep)},
         )
+
+
+def fitted_widths(problem: WidthProblem, cost: Cost) -> tuple[Plan, Solution]:
+    """The best widths whose plan keeps the limits on parameters and MACs exactly.
+
+    Where channels are shuffled, an axis holds a part of a group's units, and how many of them stay depends on which
+    ones go, while the problem counts with equal parts.
+
+    Raises:
+        TargetError: even the floors are above a limit.
+    """
+    tried = problem
+    while True:
+        solution = tried.solve()
+        plan = problem.steps.plan(solution.counts)
+        keep = keep_of(plan, cost.grouping)
+        reached = {"params": float(cost.params(keep)), "macs": float(cost.macs(keep))}
+        over = {one.name: reached[one.name] / one.limit for one in problem.resources if one.name in reached}
+        if all(ratio <= 1 for ratio in over.values()):
+            return plan, solution
+        closer = {name: 0.999 / ratio for name, ratio in over.items() if ratio > 1}
+        resources = (replace(one, limit=one.limit * closer.get(one.name, 1.0)) for one in tried.resources)
+        tried = replace(tried, resources=tuple(resources))
 
 
 def widths_of(groups: Sequence[Group], scores: Scores, allocator: Allocator) -> Steps:

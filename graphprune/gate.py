@@ -1,0 +1,221 @@
+"""The regression gate: is an artefact still what its manifest says, and still as fast?"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from graphprune.backends.base import BackendOptions
+from graphprune.errors import InputError, NoiseError, TargetError, UsageError, VerificationError
+from graphprune.frontends.onnx import read_onnx
+from graphprune.ir.files import sha256_of
+from graphprune.latency.measure import Comparison, MeasureOptions, measure
+from graphprune.passes.files import read_plan, saved_members
+from graphprune.passes.verify import Verdict, Verify
+from graphprune.pipeline import load, verify_program
+
+__all__ = ["GateResult", "LatencyLimit", "gate"]
+
+_SPELLINGS = "write a share of the original's time as 0.65x, or how much slower than recorded it may be as +5%"
+_LIMIT = re.compile(r"(?P<share>\d+\.?\d*|\.\d+)\s*x|\+\s*(?P<percent>\d+\.?\d*|\.\d+)\s*%", re.ASCII)
+_WIDTH = 0.03  # of the measured ratio: measured longer while its interval is wider
+
+
+@dataclass(frozen=True)
+class LatencyLimit:
+    """The most that an artefact may take: ``value`` times the original's time, or times the ratio in the manifest."""
+
+    value: float
+    recorded: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> LatencyLimit:
+        """Read ``0.65x`` or ``+5%``. Raises ``UsageError`` that names these spellings."""
+        found = _LIMIT.fullmatch(text.strip().lower())
+        if found is None or float(found["share"] or 1) <= 0:
+            raise UsageError(f"--max-latency {text!r}: {_SPELLINGS}.")
+        if found["share"]:
+            return cls(float(found["share"]))
+        return cls(1 + float(found["percent"]) / 100, recorded=True)
+
+    def ratio(self, recorded: float | None) -> float:
+        """The limit as a share of the original's time. Raises ``UsageError`` where no ratio was recorded."""
+        if not self.recorded:
+            return self.value
+        if recorded is None:
+            raise UsageError(
+                "--max-latency: the manifest holds no measured ratio that a percentage could be of (the export was not "
+                "measured); give a share of the original's time, for example 0.65x."
+            )
+        return self.value * recorded
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What the gate found.
+
+    Attributes:
+        artefact: the file that was held to its manifest; its hash, its plan's and its source's are right.
+        verdict: of the masked equivalence; None where the export was not verified either.
+        comparison: measured latency against the source; None without a limit on it.
+        limit: the largest ratio allowed; ``recorded``: the ratio in the manifest.
+        notes: what a reader should know.
+    """
+
+    artefact: Path
+    verdict: Verdict | None
+    comparison: Comparison | None
+    limit: float | None
+    recorded: float | None
+    notes: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raises what is wrong: VerificationError, TargetError, or NoiseError where the machine cannot tell."""
+        if self.verdict is not None and not self.verdict.passed:
+            one = self.verdict
+            raise VerificationError(
+                f"'{self.artefact}' differs from its masked original by {one.max_rel:.2e} relative in {one.worst!r}; "
+                f"accepted are {one.rtol:g} relative and {one.atol:g} absolute"
+            )
+        if self.comparison is None or self.limit is None:
+            return
+        found = self.comparison
+        said = f"{found.ratio:.3f}x of the original's time, within [{found.ratio_low:.3f}, {found.ratio_high:.3f}]"
+        if found.ratio_low > self.limit:
+            raise TargetError(f"'{self.artefact}' takes {said}, where at most {self.limit:.3f}x is allowed")
+        if found.ratio_high > self.limit:
+            raise NoiseError(
+                f"cannot tell whether '{self.artefact}' keeps the limit of {self.limit:.3f}x: it takes {said} "
+                f"({found.noise}). Measure longer (--duration), on an idle machine, or allow more."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "artefact": str(self.artefact),
+            "verification": None if self.verdict is None else asdict(self.verdict),
+            "latency": None if self.comparison is None else self.comparison.to_json(),
+            "limit": self.limit,
+            "recorded": self.recorded,
+            "notes": list(self.notes),
+        }
+
+
+def gate(
+    manifest: Path,
+    limit: LatencyLimit | None = None,
+    *,
+    source: Path | None = None,
+    duration: float | None = None,
+    threads: int | None = None,
+) -> GateResult:
+    """Hold an artefact to its manifest: hashes first, then the masked equivalence, then the time.
+
+    Artefact and plan lie beside the manifest. The check's inputs and tolerances, the backend and its options are those
+    of the export.
+
+    Args:
+        manifest: ``manifest.json`` of an export.
+        limit: on the time; None: it is not measured.
+        source: the original; by default the file beside the manifest that has its name.
+        duration: of the measurement in seconds, instead of the export's.
+        threads: instead of the export's.
+
+    Raises:
+        InputError: a file cannot be read, or is no manifest.
+        VerificationError: a file is not the one that the manifest was written for.
+        UsageError: a limit relative to a ratio that was not recorded.
+    """
+    document = _read(manifest)
+    folder = manifest.parent
+    recorded = None if document["latency"] is None else float(document["latency"]["ratio"])
+    allowed = None if limit is None else limit.ratio(recorded)
+    artefact = folder / next(iter(document["artefact"]["sha256"]))
+    original = source if source is not None else folder / next(iter(document["source"]["sha256"]))
+    _same_files(artefact, document["artefact"]["sha256"], "the artefact")
+    if document["build"] is not None:
+        _same_files(folder / next(iter(document["build"]["sha256"])), document["build"]["sha256"], "what was built")
+    if source is None and (not original.is_file() or original == artefact):
+        raise InputError(f"the original, '{original.name}', does not lie beside '{manifest}'; say where with --source")
+    _same_files(original, document["source"]["sha256"], "the original")
+    plan = read_plan(folder / "plan.json")
+    if plan["source_sha256"] != next(iter(document["source"]["sha256"].values())):
+        raise VerificationError(f"'{folder / 'plan.json'}' was made for another original than '{original}'")
+
+    options = document["options"]
+    shapes = {name: tuple(shape) for name, shape in document["input_shapes"].items()}
+    network = load(original, input_shapes=shapes, seed=options["seed"])
+    notes: list[str] = []
+    verdict = None
+    if document["verification"] is None:
+        notes.append("the export was not verified, so the artefact is not either")
+    else:
+        check = Verify(options["samples"], options["atol"], options["rtol"], options["seed"])
+        members = saved_members(plan)
+        verdict = verify_program(network.program, members, read_onnx(artefact), check, options["verify_dtype"])
+    comparison = None
+    if allowed is not None and (verdict is None or verdict.passed):
+        timing = _timing(options, duration, threads)
+        found = measure(original, artefact, network.program.examples, timing)
+        assert isinstance(found, Comparison)
+        comparison = found
+        before = {} if document["latency"] is None else document["latency"]["fingerprint"]
+        if other := sorted(key for key in before if before[key] != found.fingerprint.get(key)):
+            notes.append(f"measured under other conditions than the export: {', '.join(other)} differ")
+    return GateResult(artefact, verdict, comparison, allowed, recorded, tuple(notes))
+
+
+_KEYS = ("source", "artefact", "options", "input_shapes", "verification", "latency", "build")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read the manifest '{path}': {(error.strerror or str(error)).lower()}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"'{path}' is no manifest of an export: it is not JSON") from error
+    missing = [key for key in _KEYS if not isinstance(document, dict) or key not in document]
+    if missing or document.get("format") != 1:
+        raise InputError(f"'{path}' is no manifest of an export that this version reads (docs/manifest.md)")
+    for key in ("source", "artefact"):
+        names = document[key].get("sha256") if isinstance(document[key], dict) else None
+        if not isinstance(names, dict) or not names:
+            raise InputError(f"'{path}' is no manifest of an export: '{key}' names no file")
+    return document
+
+
+def _same_files(path: Path, expected: Mapping[str, str], what: str) -> None:
+    """Hash a file and those beside it that the manifest names, none of which may lie elsewhere."""
+    first, *others = expected
+    found = sha256_of(path, others)
+    for name, digest in zip(found, found.values(), strict=True):
+        if digest != expected[first if name == path.name else name]:
+            raise VerificationError(
+                f"'{path.parent / name}' is not {what} that the manifest was written for: their SHA-256 differ"
+            )
+
+
+def _timing(options: Mapping[str, Any], duration: float | None, threads: int | None) -> MeasureOptions:
+    """The export's own way to measure, longer where the interval stays wide."""
+    said = options["measure"]
+    if said is None:
+        timing = MeasureOptions(backend=options["backend"], backend_options=_backend(options["backend_options"]))
+    else:
+        fields = {
+            **said,
+            "backend_options": _backend(said["backend_options"]),
+            "percentiles": tuple(said["percentiles"]),
+        }
+        timing = MeasureOptions(**fields)
+    if threads is not None:
+        timing = replace(timing, backend_options=replace(timing.backend_options, threads=threads))
+    return replace(timing, max_width=_WIDTH, **({} if duration is None else {"duration": duration}))
+
+
+def _backend(said: Mapping[str, Any]) -> BackendOptions:
+    return BackendOptions.from_json(said)
