@@ -52,7 +52,7 @@ $(VENV_ZOO)/.ready: $(MADE_FROM)
 	rm -rf $(VENV_ZOO)
 	$(PYTHON) -m venv $(VENV_ZOO)
 	$(VENV_ZOO)/bin/python -m pip install $(PIP_FLAGS) $(TORCH_ZOO)
-	$(VENV_ZOO)/bin/python -m pip install $(PIP_FLAGS) -e '.[dev,zoo]'
+	$(VENV_ZOO)/bin/python -m pip install $(PIP_FLAGS) -e '.[dev,zoo,openvino,tensorrt]'
 	@touch $@
 
 demo: $(VENV_DEMO)/.ready
