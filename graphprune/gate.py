@@ -137,8 +137,9 @@ def gate(
     artefact = folder / next(iter(document["artefact"]["sha256"]))
     original = source if source is not None else folder / next(iter(document["source"]["sha256"]))
     _same_files(artefact, document["artefact"]["sha256"], "the artefact")
-    if document["build"] is not None:
-        _same_files(folder / next(iter(document["build"]["sha256"])), document["build"]["sha256"], "what was built")
+    built = (document.get("build") or {}).get("sha256")
+    if built:
+        _same_files(folder / next(iter(built)), built, "what was built")
     if source is None and (not original.is_file() or original == artefact):
         raise InputError(f"the original, '{original.name}', does not lie beside '{manifest}'; say where with --source")
     _same_files(original, document["source"]["sha256"], "the original")
@@ -169,24 +170,25 @@ def gate(
     return GateResult(artefact, verdict, comparison, allowed, recorded, tuple(notes))
 
 
-_KEYS = ("source", "artefact", "options", "input_shapes", "verification", "latency", "build")
+_KEYS = ("source", "artefact", "options", "input_shapes", "verification", "latency")
+_OPTIONS = ("seed", "samples", "atol", "rtol", "verify_dtype", "measure", "backend", "backend_options")
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes())
+        document: Any = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read the manifest '{path}': {(error.strerror or str(error)).lower()}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{path}' is no manifest of an export: it is not JSON") from error
-    missing = [key for key in _KEYS if not isinstance(document, dict) or key not in document]
-    if missing or document.get("format") != 1:
+    held = isinstance(document, dict) and document.get("format") == 1 and all(key in document for key in _KEYS)
+    if not held or not isinstance(document["options"], dict) or any(key not in document["options"] for key in _OPTIONS):
         raise InputError(f"'{path}' is no manifest of an export that this version reads (docs/manifest.md)")
     for key in ("source", "artefact"):
         names = document[key].get("sha256") if isinstance(document[key], dict) else None
-        if not isinstance(names, dict) or not names:
+        if not isinstance(names, dict) or not names or Path(next(iter(names))).name != next(iter(names)):
             raise InputError(f"'{path}' is no manifest of an export: '{key}' names no file")
-    return document
+    return dict(document)
 
 
 def _same_files(path: Path, expected: Mapping[str, str], what: str) -> None:
@@ -214,7 +216,7 @@ def _timing(options: Mapping[str, Any], duration: float | None, threads: int | N
         timing = MeasureOptions(**fields)
     if threads is not None:
         timing = replace(timing, backend_options=replace(timing.backend_options, threads=threads))
-    return replace(timing, max_width=_WIDTH, **({} if duration is None else {"duration": duration}))
+    return replace(timing, max_width=_WIDTH, duration=timing.duration if duration is None else duration)
 
 
 def _backend(said: Mapping[str, Any]) -> BackendOptions:

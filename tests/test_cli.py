@@ -371,7 +371,7 @@ def test_replaying_a_plan(residual, exported, tmp_path, run_cli):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ((), "say what to reach: --target-params 0.5x, --target-macs 0.7x, or --plan FILE to replay a plan"),
+        ((), "say what to reach: --target-latency 0.6x, --target-params 0.5x, --target-macs 0.7x, or --plan FILE"),
         (("--target-params", "0"), "The target '0' for params is 0: nothing would be left; write a fraction"),
         (("--target-params", "0x"), "The target '0x' for params is 0: nothing would be left"),
         (("--target-params", "-1"), "The target '-1' for params is negative"),
@@ -390,7 +390,7 @@ def test_replaying_a_plan(residual, exported, tmp_path, run_cli):
         ),
         ((*FAST, "--include", "zzz*"), "--include 'zzz*' matches no tensor, node or parameter; `graphprune analyze`"),
         ((*FAST, "--criterion", "magnitud"), "There is no criterion 'magnitud'; did you mean 'magnitude'?"),
-        ((*FAST, "--allocation", "best"), "There is no allocator 'best'; known are 'global', 'uniform'."),
+        ((*FAST, "--allocation", "best"), "There is no allocator 'best'; known are 'global', 'knapsack', 'uniform'."),
         ((*FAST, "--criterion-option", "q=1"), "The criterion 'magnitude' has no option 'q'; known are 'p', 'reduce'"),
         ((*FAST, "--criterion-option", "p"), "--criterion-option 'p': write KEY=VALUE, for example p=1"),
         ((*FAST, "--floor", "2"), "Invalid value for '--floor': 2.0 is not in the range"),

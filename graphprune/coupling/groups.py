@@ -256,9 +256,9 @@ def _computing(coupling: Coupling, name: str) -> ir.Node | None:
     program = coupling.program
     for node, _ in program.values()[name].uses():
         made = node.outputs[0].name or ""
-        if made in program.fixed and made not in coupling.moves and made not in program.same:
-            if node.op_type not in READS_SIZES:
-                return node
+        known = made in coupling.moves or made in program.same or node.op_type in READS_SIZES
+        if made in program.fixed and not known:
+            return node
     return None
 
 

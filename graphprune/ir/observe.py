@@ -163,7 +163,7 @@ def example_for(
         return feeds
 
     error: InputError | None = None
-    alike = 0
+    alike = tried = 0
     until = time.monotonic() + _SEARCH_SECONDS
     for sizes in _candidates(free, leading & set(free), image):
         try:
@@ -171,19 +171,22 @@ def example_for(
             return feeds, works(feeds), unknown
         except InputError as failed:
             error = error or failed
-            alike += str(failed) == str(error)
+            alike, tried = alike + (str(failed) == str(error)), tried + 1
             if not free or alike == _ALIKE or time.monotonic() > until:
                 break
     assert error is not None
-    if not free:
+    if not free or 1 < alike == tried:
         raise error
     asked = " ".join(
         f"--input-shapes {name}:{'x'.join(str(d if isinstance(d, int) else (fixed | sizes)[d]) for d in _declared(v))}"
         for name, v in inputs.items()
         if name not in given and name not in shapes and any(isinstance(d, str) for d in _declared(v))
     )
+    shown = ", ".join(
+        f"{name}:{'x'.join(str(d) if isinstance(d, int) else '?' for d in _declared(v))}" for name, v in inputs.items()
+    )
     raise InputError(
-        f"no sizes tried for the unknown dimensions run; give those that do, as in {asked} ({error})"
+        f"no sizes tried for the unknown dimensions of {shown} run; give --input-shapes, such as {asked} ({error})"
     ) from error
 
 

@@ -206,7 +206,8 @@ def _predict(curves: StepCurves, one: Scenario, original_ns: float) -> float:
 
 def scenarios(groups: Sequence[Group], floor: float, seed: int) -> Iterator[dict[str, Mask]]:
     """Kept units of the groups, without end: the original, even cuts, then random ones of every grain."""
-    for share in (1.0, 0.75, 0.5, 0.25, 0.875, 0.625, 0.375):
+    yield {one.id: np.ones(one.size, dtype=np.bool_) for one in groups}
+    for share in (0.75, 0.5, 0.25, 0.875, 0.625, 0.375):
         yield {one.id: spread(one, _rounded(one, share, 32, floor)) for one in groups}
     generator = np.random.default_rng(seed)
     index = 0

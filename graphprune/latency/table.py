@@ -53,7 +53,8 @@ class LatencyTable:
         joined = dict(self.points)
         for key, found in points.items():
             both = joined[key] + found if key in joined else found
-            joined[key] = Points(both.widths[-_MOST:], both.ns[-_MOST:])
+            # Rounded as they are stored, so that curves from what was just measured are those of the next time.
+            joined[key] = Points(both.widths[-_MOST:], both.ns[-_MOST:].round(1))
         words = {layer.signature: ", ".join(dict.fromkeys(layer.operators)) for layer in layers}
         return LatencyTable(self.fingerprint, joined, {**self.layers, **words})
 
@@ -88,7 +89,7 @@ class LatencyTable:
                 key: {
                     "operators": self.layers.get(key, ""),
                     "widths": points.widths.tolist(),
-                    "ns": [round(one, 1) for one in points.ns.tolist()],
+                    "ns": points.ns.tolist(),
                 }
                 for key, points in sorted(self.points.items())
             },

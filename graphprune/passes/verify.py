@@ -59,8 +59,8 @@ class Verdict:
 class Verify:
     """Masked equivalence on random inputs and given samples.
 
-    A random input on which the original itself does not run is replaced by another one. Where a network has an If, every
-    input is run as it is and then once more for each way through its branches, with the conditions replaced
+    A random input on which the original itself does not run is replaced by another one. Where a network has an If,
+    every input is run as it is and then once more for each way through its branches, with the conditions replaced
     (:func:`paths`): a branch that no sample takes is held to the equivalence all the same.
 
     Args:
@@ -149,7 +149,7 @@ class Verify:
     def _drawn(
         self, program: Program, original: ir.Model, run: Runner, extra: Sequence[Mapping[str, Array]]
     ) -> tuple[list[Mapping[str, Array]], list[dict[str, Array] | InputError], list[str]]:
-        """The inputs to compare, what the original gives for each, and notes on random inputs that it does not run on."""
+        """The inputs to compare, what the original gives for each, and notes on random inputs it does not run on."""
         first = run(original, program.examples)
         fresh: list[Mapping[str, Array]] = []
         results: list[dict[str, Array] | InputError] = []

@@ -7,7 +7,9 @@ kept:
   (the marginal rule of HALP and ZipLM), with steps as long as they have to be to get over a plateau of the curve; then
   what room is left is filled up;
 * *integer programme*: around the best widths known, every group's widths cost what they cost while the others stay;
-  the multiple-choice knapsack of all of them is solved exactly (HiGHS), and the next one is set up around its solution.
+  the multiple-choice knapsack of all of them is solved (HiGHS), and the next one is set up around its solution.
+
+At last single groups are cut a little further where others gain more from the room.
 
 A width that costs no less than a larger one (the plateau of a step curve, a misaligned kernel) is never chosen.
 """
@@ -40,6 +42,8 @@ _NEAR = 2.0  # a width more than this factor away is not among a programme's cho
 _CHOICES = 32  # widths of a group in one programme
 _STEPS = 128  # widths of a group on the way down; where no plateaus thin them out, single units would take long
 _NODES = 32  # of the branch-and-bound tree: a limit on its time would give other widths on another machine
+_DOWN = 4  # steps down that are tried in an exchange
+_EXCHANGES = 1000  # groups looked at in exchanges: with many groups a single one matters little
 _GAP = 1e-4  # of the importance: what is solved is linear only near its centre anyway
 
 
@@ -112,6 +116,24 @@ class WidthProblem:
             best = max(best, tried, key=lambda one: one.value)
             if gained < _GAP / 10:
                 break
+        return self._exchanged(best)
+
+    def _exchanged(self, best: Solution) -> Solution:
+        """What a few steps down of one group make room for elsewhere, as long as that brings something."""
+        looked = 0
+        improved = True
+        while improved:
+            improved = False
+            for name, allowed in self._levels.items():
+                lower = allowed[allowed < best.counts[name]][-_DOWN:]
+                for width in lower[::-1]:
+                    looked += len(best.counts)
+                    if looked > _EXCHANGES:
+                        return best
+                    tried = self._fill({**best.counts, name: float(width)}, "exchange")
+                    if tried.value > best.value * (1 + 1e-9):
+                        best, improved = tried, True
+                        break
         return best
 
     @cached_property
