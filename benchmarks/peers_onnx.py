@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import ENOUGH, Incomparable
+from benchmarks.peers import ENOUGH, SMALL, Incomparable
 
 __all__ = ["onnxsim"]
 
@@ -49,10 +49,22 @@ def onnxsim(name: str, tell: Callable[..., None]) -> None:
     tell(error=min(error, 1e30), equal=error <= ENOUGH)
 
 
+def _tensors(graph: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every tensor that a file holds, by name: initialisers and constants, those of branches and bodies as well."""
+    for one in graph.initializer:
+        yield f"{place}{one.name}", one
+    for i, node in enumerate(graph.node):
+        for held in node.attribute:
+            if held.HasField("g"):
+                yield from _tensors(held.g, f"{place}{node.output[0] if node.output else i}/{held.name}/")
+            elif node.op_type == "Constant" and held.name == "value":
+                yield f"{place}{node.output[0]}", held.t
+
+
 def _weights(model: Any) -> dict[str, Any]:
     from onnx import numpy_helper
 
-    return {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    return {name: numpy_helper.to_array(one) for name, one in _tensors(model.graph)}
 
 
 def _elements(weights: dict[str, Any]) -> int:
@@ -74,7 +86,7 @@ def _difference(wanted: Any, found: Any) -> float:
     if wanted.shape != found.shape:
         return float("inf")
     a, b = wanted.astype(np.float64), found.astype(np.float64)
-    gap = float(np.abs(a - b).max(initial=0)) / (float(np.abs(a).max(initial=0)) + 1e-12)
+    gap = float(np.abs(a - b).max(initial=0)) / (float(np.abs(a).max(initial=0)) + SMALL)
     return gap if np.isfinite(gap) else float("inf")
 
 
@@ -82,13 +94,17 @@ def _silenced(model: Any, before: dict[str, Any], after: dict[str, Any]) -> Any:
     """The original with every element that was removed set to zero. Raises Incomparable where that is not known."""
     from onnx import numpy_helper
 
-    for one in model.graph.initializer:
-        if one.name not in after or before[one.name].dtype.kind != "f":
+    for name, one in _tensors(model.graph):
+        if before[name].dtype.kind != "f" or before[name].size == 1:
             continue
-        old, new = before[one.name], after[one.name]
+        if name not in after:
+            raise Incomparable(f"{name} is gone or has another name")
+        old, new = before[name], after[name]
         if old.shape == new.shape:
+            if not np.array_equal(old, new):
+                raise Incomparable(f"{name} has other values")
             continue
-        kept = _kept(one.name, old, new)
+        kept = _kept(name, old, new)
         silent = np.zeros_like(old)
         place = np.ix_(*kept)
         silent[place] = old[place]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers import ENOUGH, Incomparable
+from benchmarks.peers import ENOUGH, SMALL, Incomparable
 
 __all__ = ["torch_pruning"]
 
@@ -85,7 +85,7 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
 def _difference(wanted: Tensor, found: Tensor) -> float:
     if wanted.shape != found.shape:
         return float("inf")
-    gap = float((wanted - found).abs().max()) / (float(wanted.abs().max()) + 1e-12)
+    gap = float((wanted - found).abs().max()) / (float(wanted.abs().max()) + SMALL)
     return gap if np.isfinite(gap) else float("inf")
 
 
