@@ -4,7 +4,6 @@ import errno
 import logging
 import subprocess
 import sys
-import time
 
 import click
 import pytest
@@ -50,13 +49,8 @@ def test_help_is_light():
         "import sys; from graphprune.cli.main import main; code = main(['--help']); "
         f"sys.exit(code or ' '.join({heavy} & set(sys.modules)) or None)"
     )
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        best = min(best, time.perf_counter() - start)
-        assert (done.returncode, done.stderr) == (0, "")
-    assert best < 0.5
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_without_a_verb_the_help_is_shown_and_the_code_is_2(run_cli):
