@@ -53,6 +53,7 @@ $(VENV_ZOO)/.ready: $(MADE_FROM)
 	$(PYTHON) -m venv $(VENV_ZOO)
 	$(VENV_ZOO)/bin/python -m pip install $(PIP_FLAGS) $(TORCH_ZOO)
 	$(VENV_ZOO)/bin/python -m pip install $(PIP_FLAGS) -e '.[dev,zoo,openvino,tensorrt]'
+	$(VENV_ZOO)/bin/python -m pip install $(PIP_FLAGS) --no-deps 'silero-vad>=6'
 	@touch $@
 
 demo: $(VENV_DEMO)/.ready
