@@ -31,6 +31,7 @@ from graphprune.passes.selection import Selection
 from graphprune.passes.shrink import Shrink
 from graphprune.passes.verify import Verdict, Verify
 from graphprune.pipeline import IN_MEMORY, no_groups, timed, verify_program
+from graphprune.report.files import REPORTS, check_reports, stale_plots, write_family, write_reports
 from graphprune.report.manifest import manifest_document, to_bytes
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class ExportOptions:
         max_shard_size: weights that take more are written to several data files, none larger: ``"2GB"``, ``"500MB"`` or
             bytes.
         keep_source: for a module, leave the traced network beside the artefact as ``source.onnx``.
+        plots: also write the report's plots as files, ``report-*.svg``.
         seed: of random inputs and the random criterion.
     """
 
@@ -89,6 +91,7 @@ class ExportOptions:
     backend_options: BackendOptions = field(default_factory=BackendOptions)
     max_shard_size: str | int | None = None
     keep_source: bool = False
+    plots: bool = False
     seed: int = 0
 
 
@@ -158,7 +161,8 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
     made = _missing(folder)
     output_folder(folder)
     _remove_empty(made)
-    for name in _ARTEFACTS:
+    check_reports(folder)
+    for name in (*_ARTEFACTS, *REPORTS):
         if (folder / name).is_dir():
             raise UsageError(f"cannot write '{folder / name}': it is a folder; choose another output folder")
     return targets
@@ -194,6 +198,7 @@ def export_family(network: Network, out: Path, options: ExportOptions, targets: 
     for text in targets:
         job = _Export(network, out / text.strip(), replace(options, target_latency=text), model)
         results.append(job.run())
+        write_family(out, {one.folder.name: one.manifest for one in results})
         model = job.model
     return results
 
@@ -285,11 +290,12 @@ class _Export:
             seconds={**network.seconds, **self.seconds},
         )
         (staging / "manifest.json").write_bytes(to_bytes(manifest))
+        reports = write_reports(manifest, staging)
         built = [] if build is None else list(build["sha256"])
-        names = [*(path.name for path in written), *built, "plan.json", "manifest.json"]
+        names = [*(path.name for path in written), *built, "plan.json", *reports, "manifest.json"]
         if options.keep_source and network.source is None:
             names += [Path(name).name for name in source["files"]]
-        earlier = _data_listed(self.out / "manifest.json")
+        earlier = _data_listed(self.out / "manifest.json") | stale_plots(self.out)
         for name in names:  # the manifest last: where it is, everything is
             os.replace(staging / name, self.out / name)
         for name in earlier - set(names):  # the data of the model that was there before

@@ -110,6 +110,7 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
     help="Weights that take more go to several data files, none larger: 500MB, 2GB, 2GiB.",
 )  # fmt: skip
 @click.option("--keep-source", is_flag=True, help="For a module: leave the traced network as source.onnx.")
+@click.option("--plots", is_flag=True, help="Also write the plots of the report as files, report-*.svg.")
 @seed_option()
 @json_option()
 def command(
@@ -129,7 +130,7 @@ def command(
     json_output: bool,
     **options: Any,
 ) -> None:
-    """Prune MODEL to a target and write model.onnx, plan.json and manifest.json to the output folder.
+    """Prune MODEL to a target and write model.onnx, plan.json, manifest.json, report.html and README.md (a model card).
 
     MODEL is an ONNX file, or file.py:factory or package.module:factory for a PyTorch module.
 

@@ -150,18 +150,25 @@ def _latency_target(met: Met, model: LatencyModel, network: Network) -> dict[str
             for index, layer in enumerate(model.layers)
         ],
         "curves": [
-            {"group": one.id, **_curve(model, one.id, one.size, before), "kept": int(after[one.id])}
+            {"group": one.id, **_curve(model, one.id, one.size, int(after[one.id]), before), "kept": int(after[one.id])}
             for one in network.grouping.groups
             if one.id in met.plan.kept
         ],
     }
 
 
-def _curve(model: LatencyModel, group: str, size: int, counts: Mapping[str, float]) -> dict[str, list[float]]:
-    """A group's step curve, everything else whole: at most 128 widths."""
+def _curve(
+    model: LatencyModel, group: str, size: int, kept: int, counts: Mapping[str, float]
+) -> dict[str, list[float]]:
+    """A group's step curve, everything else whole: every width of at most 256, else every n-th one and those around
+    the width that is kept.
+    """
     import numpy as np
 
-    widths = np.unique(np.linspace(1, size, min(size, 128)).round())
+    # whole steps down from the size: uneven ones beat with the grain and show steps that are not there
+    stride = -(-size // 256)
+    near = np.arange(max(kept - 2, 1), min(kept + 2, size) + 1)
+    widths = np.union1d(np.arange(size, 0, -stride), near).astype(np.float64)
     ms = model.curves.sweep(group, widths, counts) / 1e6
     return {"widths": widths.tolist(), "ms": [round(one, 5) for one in ms.tolist()]}
 

@@ -1,0 +1,245 @@
+"""The model card (README.md) beside an artefact, and the sentences it shares with the report."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from graphprune.report.tables import count, text_of
+
+__all__ = [
+    "MARK",
+    "check_command",
+    "command",
+    "headline",
+    "made",
+    "model_card",
+    "reached_rows",
+    "target_rows",
+    "verification_sentence",
+]
+
+_T = TypeVar("_T")
+MARK = "<!-- written by graphprune export -->"  # tells a card that may be replaced from somebody's own file
+
+# Options that are text or numbers, in the order of the command.
+_VALUES = (
+    *("target_latency", "target_params", "target_macs", "plan", "criterion", "allocation", "latency_table", "floor"),
+    *("align", "verify_dtype", "samples", "atol", "rtol", "max_shard_size", "seed"),
+)
+_CHOICE = ("criterion", "allocation", "floor", "align")  # what a plan that is replayed leaves nothing to do
+
+
+def made(kind: type[_T], values: Mapping[str, Any]) -> _T:
+    """A result read back from the manifest: those of its fields that the manifest holds."""
+    return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})  # type: ignore[arg-type]
+
+
+def command(manifest: Mapping[str, Any]) -> list[str]:
+    """The command line that gives this artefact: every option as it was used, defaults included; a part a line."""
+    options = manifest["options"]
+    parts = [["graphprune", "export", str(manifest["source"]["name"]), "-o", "OUT"]]
+    for name in _VALUES:
+        value = options.get(name)
+        if value is not None and not (options["plan"] and name in _CHOICE):
+            parts.append([_flag(name), f"{value:g}" if isinstance(value, float) else str(value)])
+    for key, value in options["criterion_options"].items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        parts.append(["--criterion-option", f"{key}={text}"])
+    parts += [[_flag(name), str(pattern)] for name in ("include", "exclude") for pattern in options[name]]
+    parts += [[_flag(name)] for name in ("stat", "keep_source", "plots") if options.get(name)]
+    if not options["verify"]:
+        parts.append(["--no-verify"])
+    for name, shape in manifest["input_shapes"].items():
+        if 0 not in shape:  # such a shape cannot be asked for
+            parts.append(["--input-shapes", f"{name}:{'x'.join(map(str, shape)) if shape else '[]'}"])
+    timing = options["measure"]
+    if timing is None:
+        parts.append(["--no-measure"])
+    else:
+        parts.append(["--duration", f"{timing['duration']:g}s"])
+        parts.append(["--warm-up-ms", f"{timing['warm_up_ms']:g}"])
+    runtime = timing or options
+    if runtime.get("backend"):
+        parts.append(["--backend", str(runtime["backend"])])
+        of = runtime["backend_options"]
+        if of["providers"]:
+            parts.append(["--device", ",".join(of["providers"])])
+        parts += [["--option", f"{key}={value}"] for key, value in of["settings"]]
+        if of["threads"] is not None:
+            parts.append(["--threads", str(of["threads"])])
+        if of["affinity"]:
+            parts.append(["--affinity", ",".join(map(str, of["affinity"]))])
+    return [" ".join(shlex.quote(text_of(word)) for word in part) for part in parts]
+
+
+def check_command(manifest: Mapping[str, Any]) -> str:
+    """The command line that holds the artefact to its manifest again."""
+    words = ["graphprune", "gate", "manifest.json", "--source", text_of(str(manifest["source"]["name"]))]
+    if manifest["latency"] is not None:
+        words += ["--max-latency", "+5%"]
+    return shlex.join(words)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def target_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """What was asked for: quantity, target as it was written, and whether it is reached."""
+    rows = []
+    for key, words in (("params", "parameters"), ("macs", "MACs")):
+        if key in manifest["asked"]:
+            rows.append(
+                (words, str(manifest["options"][f"target_{key}"]), manifest["reached"][key] <= manifest["asked"][key])
+            )
+    if manifest["latency_target"] is not None:
+        target = manifest["latency_target"]
+        rows.append(("latency", str(target["asked"]), manifest["latency"]["ratio_high"] <= target["share"]))
+    return rows
+
+
+def reached_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Quantity, original, artefact, ratio, target; the last empty where there was none."""
+    asked = {words: text for words, text, _ in target_rows(manifest)}
+    rows = []
+    for key, words in (("params", "parameters"), ("macs", "MACs")):
+        was, now = manifest["original"][key], manifest["reached"][key]
+        wanted = asked.get(words, "")
+        if wanted and not wanted.endswith("x") and was:  # an absolute number: say what share it is
+            wanted += f" ({manifest['asked'][key] / was:.3f}x)"
+        rows.append((words, count(was), count(now), f"{now / was if was else 1.0:.3f}x", wanted))
+    found = manifest["latency"]
+    if found is not None:
+        wanted = asked.get("latency", "")
+        if wanted and not wanted.endswith("x"):
+            wanted += f" ({manifest['latency_target']['share']:.3f}x)"
+        was_ms, now_ms = (f"{found[key]['median_ms']:.3f} ms" for key in ("a", "b"))
+        rows.append(("median latency", was_ms, now_ms, f"{found['ratio']:.3f}x", wanted))
+    return rows
+
+
+def headline(manifest: Mapping[str, Any]) -> list[str]:
+    """What happened, in sentences for somebody who was not there."""
+    params, macs = ((manifest["reached"][key], manifest["original"][key]) for key in ("params", "macs"))
+    shares = [
+        f"{now / was:.1%} of the {words}" for (now, was), words in ((params, "parameters"), (macs, "MACs")) if was
+    ]
+    said = [f"The artefact has {' and '.join(shares)} of the original."] if shares else []
+    found = manifest["latency"]
+    if found is not None:
+        low, high = found["ratio_low"], found["ratio_high"]
+        timed = "in turn with it on the machine below"
+        if low <= 1.0 <= high:
+            said.append(
+                f"Measured {timed} its time is {found['ratio']:.3f}x the original's, and the interval from {low:.3f}x "
+                f"to {high:.3f}x holds 1: whether it is faster cannot be told from this measurement."
+            )
+        else:
+            said.append(
+                f"Measured {timed} an inference takes {found['ratio']:.3f}x the original's time "
+                f"({found['confidence']:.0%} interval {low:.3f}x to {high:.3f}x)"
+                + (": it is slower." if low > 1.0 else ".")
+            )
+    for words, text, met in target_rows(manifest):
+        said.append(f"The target of {text} for {words} is {'met' if met else 'missed'}.")
+    return said
+
+
+def verification_sentence(manifest: Mapping[str, Any]) -> str:
+    """The verdict in words."""
+    from graphprune.passes.verify import Verdict
+    from graphprune.report.tables import verdict_line
+
+    if manifest["verification"] is None:
+        return "Not verified (--no-verify)."
+    return verdict_line(made(Verdict, manifest["verification"])) + "."
+
+
+def model_card(manifest: Mapping[str, Any]) -> str:
+    """README.md in Markdown: what the artefact is, how to run it, how it was made, what was proved and measured."""
+    name = str(manifest["source"]["name"])
+    lines = [MARK, "", f"# {_plain(name)}, pruned", "", *headline(manifest), ""]
+    lines += _table(("", "original", "artefact", "ratio", "target"), reached_rows(manifest), right=(1, 2, 3))
+    found = manifest["latency"]
+    if found is not None:
+        of = found["fingerprint"]
+        lines += [
+            f"Times are those of {_plain(of['backend'])} {_plain(of['version'])} on {_plain(of['device'])}, "
+            f"{of['threads']} thread(s), input shapes as below; the ratio is the median over {found['blocks']} blocks "
+            "in which both ran in turn. Other devices, versions and thread counts give other times.",
+            "",
+        ]
+    lines += ["## Use", "", "Inputs and outputs have the names and types of the original:", ""]
+    shapes = [(f"`{_code(one)}`", "×".join(map(str, shape)) or "scalar") for one, shape in _shapes(manifest)]
+    lines += _table(("input", "shape it was observed with"), shapes)
+    lines += ["```python", "import onnxruntime", "", 'session = onnxruntime.InferenceSession("model.onnx")']
+    lines += ["outputs = session.run(None, feeds)  # feeds: input name -> array", "```", ""]
+    if manifest.get("build") is not None:
+        files = ", ".join(f"`{_code(one)}`" for one in manifest["build"]["sha256"])
+        lines += [f"For {_plain(manifest['build']['backend'])}: {files}.", ""]
+    lines += ["## What was cut", ""]
+    lines += [
+        f"{len(manifest['groups_cut'])} groups of coupled units lost some; `plan.json` says which units stay.",
+        "",
+    ]
+    cut = [
+        (f"`{_code(one['id'])}`", ", ".join(f"`{_code(each)}`" for each in one["producers"]), _plain(one["kind"]),
+         str(one["size"]), str(one["kept"]))
+        for one in manifest["groups_cut"]
+    ]  # fmt: skip
+    lines += _table(("group", "made by", "kind", "before", "after"), cut, right=(3, 4))
+    lines += ["## Proof and limits", "", _plain(verification_sentence(manifest)), ""]
+    lines += [
+        "The masked original is the original network with the removed units silenced: the check proves that nothing "
+        "but them was changed. It says nothing about accuracy, which was not measured here: measure it on your own "
+        "data, and fine-tune if too much was lost. Licence and intended use are those of the original.",
+        "",
+    ]
+    lines += [f"- {_plain(note)}" for note in dict.fromkeys(manifest["notes"])]
+    lines += [""] if manifest["notes"] else []
+    lines += ["## How it was made", "", f"With graphprune {_plain(manifest['versions']['graphprune'])}:", ""]
+    text = " \\\n  ".join(command(manifest))
+    fence = _fence(text)
+    lines += [f"{fence}sh", text, fence, ""]
+    lines += ["To check the files, the proof and the time again, with the original beside them:", ""]
+    check = check_command(manifest)
+    fence = _fence(check)
+    lines += [f"{fence}sh", check, fence, "", "SHA-256:", ""]
+    hashes = [*manifest["source"]["sha256"].items(), *manifest["artefact"]["sha256"].items()]
+    lines += _table(("file", "SHA-256"), [(f"`{_code(one)}`", f"`{value}`") for one, value in hashes])
+    lines += ["More is in `report.html` (open it in a browser) and, as data, in `manifest.json`.", ""]
+    return "\n".join(lines)
+
+
+def _shapes(manifest: Mapping[str, Any]) -> list[tuple[str, Sequence[int]]]:
+    return list(manifest["input_shapes"].items())
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """A table, or nothing where there are no rows. Cells are escaped already."""
+    if not rows:
+        return []
+    rule = ["--:" if i in right else "---" for i in range(len(heads))]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)] + [""]
+
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$])")
+
+
+def _plain(text: object) -> str:
+    """Text out of a file, as text: no mark of Markdown or HTML in it means anything."""
+    return _SPECIAL.sub(r"\\\1", text_of(str(text)))
+
+
+def _code(text: object) -> str:
+    """The same for between backquotes in a table."""
+    return text_of(str(text)).replace("`", "'").replace("|", "\\|")
+
+
+def _fence(text: str) -> str:
+    """Backquotes around code that are more than any within it."""
+    return "`" * max(3, 1 + max((len(one) for one in re.findall("`+", text)), default=0))
