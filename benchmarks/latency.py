@@ -121,11 +121,12 @@ def _predictions(network: Network, timing: Any, folder: Path) -> dict[str, Any]:
         write_onnx(Shrink(keep)(network.grouping), path)
 
     options = ProfileOptions(timing.backend, timing.backend_options, seed=1)
+    sizes = {one.id: one.size for one in network.grouping.groups}
     feeds = network.program.examples
     model = LatencyModel.of(network.grouping, groups, source, write, feeds, options)  # from the cache
     found = []
     for kind, plans in random_plans(groups, PLANS, seed=1).items():
-        for scenario in measure_scenarios(model.layers, groups, source, write, feeds, options, plans):
+        for scenario in measure_scenarios(model.layers, sizes, source, write, feeds, options, plans):
             counts = {key: float(count) for key, count in scenario.counts.items()}
             found.append({"kind": kind, "predicted": model.share(counts), "ratio": scenario.ratio})
     grains = [f"{one.operator} {one.letter}: {one.block}/{one.alignment}" for one in model.curves.grains

@@ -109,7 +109,7 @@ def compare(name: str, count: int) -> list[str]:
         source = Path(folder) / "source.onnx"
         write({}, source)
         options = ProfileOptions(backend_options=BackendOptions(threads=1))
-        within = measure_scenarios(layers, groups, source, write, feeds, options, plans)
+        within = measure_scenarios(layers, sizes, source, write, feeds, options, plans)
         alone = []
         for plan in plans:
             path = Path(folder) / "part" / "model.onnx"

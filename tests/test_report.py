@@ -25,7 +25,7 @@ from graphprune.report.html import plots, report_html
 from graphprune.report.pareto import pareto_document, pareto_html
 
 HOSTILE = "</title><script>alert(1)</script>\"' onload=x & `|\n\x1b[31m"
-QUICK = MeasureOptions(duration=0.1, rounds=2, warm_up_ms=1.0, warm_up_cap_ms=5.0)
+QUICK = MeasureOptions(duration=0.1, rounds=1, warm_up_ms=1.0, warm_up_cap_ms=5.0)
 
 
 class Page(HTMLParser):

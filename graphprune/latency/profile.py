@@ -158,7 +158,7 @@ def profile_network(
 
 def measure_scenarios(
     layers: Sequence[Layer],
-    groups: Sequence[Group],
+    sizes: Mapping[str, int],
     source: Path,
     write: Callable[[Keep, Path], None],
     feeds: Mapping[str, np.ndarray],
@@ -166,7 +166,6 @@ def measure_scenarios(
     plans: Sequence[Mapping[str, Mask]],
 ) -> list[Scenario]:
     """Measure given plans, as :func:`profile_network` does its own; to hold curves to what they have not seen."""
-    sizes = {one.id: one.size for one in groups}
     found: list[Scenario] = []
     draw = iter(plans)
     while len(found) < len(plans):
