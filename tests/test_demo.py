@@ -39,7 +39,13 @@ def test_the_demo_leaves_a_proven_smaller_network_and_says_how_to_go_on(tmp_path
     result = demo(tmp_path / "out", QUICK, Console(file=told, width=120))
     said = told.getvalue()
 
-    assert sorted(path.name for path in result.folder.iterdir()) == ["manifest.json", "model.onnx", "plan.json"]
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        "README.md",
+        "manifest.json",
+        "model.onnx",
+        "plan.json",
+        "report.html",
+    ]
     assert 0.69 < result.reached["macs"] / result.original["macs"] <= 0.7
     assert result.verdict is not None and result.verdict.passed
     assert result.comparison is not None and result.comparison.blocks > 0

@@ -92,7 +92,14 @@ def test_an_export_with_shards_and_then_without(tmp_path, run_cli):
 
     (out / "model-00001-of-00009.onnx.data").write_text("somebody's own")
     assert run_cli(*words).code == 0
-    assert listed(out) == ["manifest.json", "model-00001-of-00009.onnx.data", "model.onnx", "plan.json"]
+    assert listed(out) == [
+        "README.md",
+        "manifest.json",
+        "model-00001-of-00009.onnx.data",
+        "model.onnx",
+        "plan.json",
+        "report.html",
+    ]
 
 
 def test_a_manifest_that_lies_removes_nothing_else(tmp_path, run_cli):
@@ -104,7 +111,7 @@ def test_a_manifest_that_lies_removes_nothing_else(tmp_path, run_cli):
     named = ["../precious", "notes.txt", str(tmp_path / "precious"), "model.onnx.data", "model-1-of-2.onnx.data/..", 3]
     (out / "manifest.json").write_text(json.dumps({"artefact": {"sha256": named}}))
     assert run_cli("export", path, "-o", out, "--target-params", "0.8x", "--no-measure").code == 0
-    assert listed(out) == ["manifest.json", "model.onnx", "notes.txt", "plan.json"]
+    assert listed(out) == ["README.md", "manifest.json", "model.onnx", "notes.txt", "plan.json", "report.html"]
     assert (tmp_path / "precious").exists()
 
 

@@ -90,7 +90,13 @@ def test_every_network_is_cut_proven_and_whole(name, target, tmp_path):
     before = digest(source)
     result = export(source, tmp_path / "out", **target)
     assert digest(source) == before
-    assert sorted(os.listdir(tmp_path / "out")) == ["manifest.json", "model.onnx", "plan.json"]
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "README.md",
+        "manifest.json",
+        "model.onnx",
+        "plan.json",
+        "report.html",
+    ]
 
     (quantity,) = result.asked
     asked, reached = result.asked[quantity], result.reached[quantity]

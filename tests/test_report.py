@@ -234,6 +234,7 @@ def test_a_family_has_a_pareto_table_with_links(full, tmp_path):
     for target, ratio, kept in (("0.5x", 0.48, 0.7), ("0.9x", 0.88, 0.97), ("0.6x", 0.52, 0.69)):
         one = copy.deepcopy(full)
         one["latency_target"]["asked"] = target
+        one["notes"] = [f"of {target}"]
         one["latency_target"]["rounds"][1]["kept"] = kept
         one["latency"].update(ratio=ratio, ratio_low=ratio - 0.01, ratio_high=ratio + 0.01)
         members[target] = one
@@ -244,7 +245,12 @@ def test_a_family_has_a_pareto_table_with_links(full, tmp_path):
     page = Page(pareto_html(document))
     reports = {f"{name}/report.html" for name in members}
     assert set(page.links) == {*reports, "pareto.json"} and page.links.count("0.5x/report.html") == 2
-    assert "0.480x" in page.text and "0.470 to 0.490" in page.text and "70.0%" in page.text
+    assert (
+        "0.480x" in page.text
+        and "0.470 to 0.490" in page.text
+        and "70.0%" in page.text
+        and "0.5x: of 0.5x" in page.text
+    )
     write_family(tmp_path, members)
     assert json.loads((tmp_path / "pareto.json").read_bytes()) == document
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == pareto_html(document)

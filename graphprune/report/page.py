@@ -101,7 +101,7 @@ a{color:var(--link)}
 @media print{
 @page{margin:14mm}
 :root{color-scheme:light}body{font-size:10pt}header,main{max-width:none;padding:0}header{padding-top:0}
-h2,p:has(+figure),p:has(+ul),p:has(+pre){break-after:avoid}h2{margin-top:20px}p{orphans:3;widows:3}
+h2,p:has(+figure),p:has(+ul),p:has(+pre){break-after:avoid}h2{margin-top:20px}p,.wide{break-inside:avoid}
 svg,tr,pre,.tiles,.warn{break-inside:avoid}
 .tiles{grid-template-columns:repeat(5,1fr);gap:8px}.tiles div{padding:6px 7px;font-size:7.5pt}.tiles b{font-size:15pt}
 .wide{font-size:8pt}.hashes td{font-size:7.5pt}

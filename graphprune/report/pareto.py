@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from graphprune.report.charts import CHAR, WIDTH, Block, Chart, axis_ticks, label, number, scale
-from graphprune.report.page import page, say, section
+from graphprune.report.page import listing, page, say, section
 from graphprune.report.tables import count, text_of
 
 __all__ = ["pareto_chart", "pareto_document", "pareto_html"]
@@ -35,6 +35,7 @@ def pareto_document(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 "params": manifest["reached"]["params"],
                 "macs": manifest["reached"]["macs"],
                 "verification": manifest["verification"],
+                "notes": list(manifest["notes"]),
             }
         )
     for one in rows:
@@ -82,6 +83,8 @@ def pareto_html(document: Mapping[str, Any]) -> str:
     data = '<p class="small">As data: <a href="pareto.json">pareto.json</a>.</p>'
     when = str(document["created"]).replace("T", " ").replace("+00:00", " UTC")
     lead = f"A family of latency targets, pruned by graphprune {document['graphprune']}, {when}"
+    notes = [f"{one['target']}: {note}" for one in rows for note in dict.fromkeys(one["notes"])]
+    said += listing(notes) if notes else ""
     body = section("Time against importance", say(how), f"<figure>{pareto_chart(document).inline()}</figure>")
     return page(str(document["source"]["name"]), lead, body + section("Artefacts", table, said, data))
 

@@ -338,12 +338,14 @@ _STYLE = """
 """
 
 _PAGE_STYLE = """
+:root{color-scheme:light dark}
 body{margin:0;background:#fff;color:#1f2328;font:14px system-ui,sans-serif}
 header{padding:12px 20px}h1{font-size:18px;margin:0 0 4px}h2{font-size:14px;margin:16px 0 4px}
 main{display:flex;gap:16px;align-items:flex-start;flex-wrap:wrap}
 aside{position:sticky;top:0;max-height:100vh;overflow:auto;padding:0 12px 12px 20px;box-sizing:border-box}
 figure{margin:0;overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;font-size:12px}td,th{padding:1px 8px;text-align:left;white-space:nowrap}
+@media(max-width:1100px){aside{position:static;max-height:none}}
 .n{text-align:right;font-variant-numeric:tabular-nums}
 td i{display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:6px}
 ul{padding-left:18px;margin:0;max-width:34em;font-size:12px}
