@@ -49,6 +49,7 @@ Statistic = Literal["median", "p90"]
 
 _ROUNDS = 8
 _NEAR = 0.06  # of the target: a candidate measured quickly to be so near is measured again, longer
+_VAGUE = 0.2  # of the ratio: a quick measurement with a wider interval says too little to go on
 _STEP = 0.01  # least relative change of what is asked for
 _FLATTEST, _STEEPEST = 0.3, 2.0  # change of the measured ratio per change of what is asked for
 _SLACK = 0.05  # of the target: an artefact whose interval begins further below it is needlessly small
@@ -328,7 +329,8 @@ def meet(
         predicted = model.share({name: float(len(units)) for name, units in plan.kept.items()})
         candidate = build(plan)
         found, ratio, original_ms = _compare(source, candidate, feeds, _quick(options), statistic)
-        if abs(ratio.value / target.share(original_ms) - 1) <= _NEAR:  # worth a measurement that decides
+        near = abs(ratio.value / target.share(original_ms) - 1) <= _NEAR
+        if near or ratio.high - ratio.low > _VAGUE * ratio.value:  # a measurement that decides, or that steers at all
             found, ratio, original_ms = _compare(source, candidate, feeds, options, statistic)
         share = target.share(original_ms)
         rounds.append(Round(asked, predicted, ratio.value, ratio.low, ratio.high, kept))
