@@ -225,7 +225,7 @@ def main() -> None:
                 if ended.code != 0:
                     print(f"{key}: {ended.why or last_line(ended.err)}", file=sys.stderr, flush=True)
                     continue
-                rows[key] = json.loads(last_line(ended.out))
+                rows[key] = json.loads(ended.out.strip().splitlines()[-1])
                 RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows.values()), encoding="utf-8")
                 TABLE.write_text(document(list(rows.values())), encoding="utf-8")
     TABLE.write_text(document(list(rows.values())), encoding="utf-8")
