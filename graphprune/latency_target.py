@@ -462,8 +462,12 @@ def _chosen(
     best = rounds[index]
     notes = []
     if best.low < share * (1 - _SLACK):
-        wide = best.high - best.low > _SLACK * share
-        why = "the measured interval is wider than that" if wide else "the next wider widths were measured above it"
+        if best.high - best.low > _SLACK * share:
+            why = "the measured interval is wider than that"
+        elif any(one.kept > best.kept for one in rounds):
+            why = "candidates that keep more were measured above the target"
+        else:
+            why = f"no nearer one was found in {len(rounds)} rounds"
         notes.append(
             f"the artefact's interval begins {1 - best.low / share:.1%} below the target of {share:.3f}x: {why}"
         )
