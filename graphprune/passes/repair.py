@@ -1,0 +1,328 @@
+"""Repair: what the removed units carried is put into what is left, by least squares on calibration data.
+
+For a linear map ``y = W x + b`` of the original and the inputs ``x'`` that the already repaired part of the cut network
+really produces, the new constant is
+
+    W' = W_K + (cov(x', y) - W_K cov(x', x')) (cov(x', x') + ridge)^-1        b' = b + mean(W x) - W' mean(x')
+
+the least-squares fit of what the original computes, drawn towards the cut constant ``W_K`` (so that directions which
+the data do not show keep what was trained). Where ``x'`` is ``x`` without the removed columns this is the centred
+Optimal Brain Surgeon update of all removed units at once (Hassibi and Stork 1993; ZipLM, Kurtic et al. 2023, and FLAP,
+An et al. 2024, for structures and the bias). The ridge is chosen on samples that are held out of the fit; maps are
+repaired in the order in which they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphprune import progress
+from graphprune.calibration.linear import Linear, Reader, linears_of
+from graphprune.calibration.moments import Moments
+from graphprune.calibration.stream import Stream
+from graphprune.coupling.groups import Grouping, Keep
+from graphprune.errors import InputError, UsageError
+from graphprune.ir.clean import sweep
+from graphprune.ir.program import Array, Runner
+from graphprune.ir.sizes import Constants
+
+__all__ = ["METHODS", "Method", "Repair", "Repaired", "Step"]
+
+Method = Literal["bias", "refit"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Feeds = Mapping[str, Array]
+Floats = NDArray[np.float64]
+
+_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of a column
+_HELD_OUT = 5  # every n-th sample is kept out of the fit that chooses the ridge
+_EQUAL = 1e-10  # of the variance: nothing to repair
+_GAIN = 0.99  # of the error on what was held out: less than that is noise
+_ROWS = (8, 8192, 65536)  # per column, at least and at most, over all samples
+_LARGEST = 1 << 13  # columns of a map: its covariance takes half a gigabyte
+
+
+@dataclass(frozen=True)
+class Step:
+    """One map: variance that the cut network missed of the original's results there, before and after (0 to 1 and
+    more), and the ridge (None: only the bias)."""
+
+    node: str
+    columns: int
+    before: float
+    after: float
+    ridge: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, rounded."""
+        ridge = None if self.ridge is None else float(f"{self.ridge:.3g}")
+        return {
+            "node": self.node, "columns": self.columns, "before": float(f"{self.before:.4g}"),
+            "after": float(f"{self.after:.4g}"), "ridge": ridge,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """``added``: nodes that the repaired network has more than the cut one (biases that had no place)."""
+
+    model: ir.Model
+    steps: tuple[Step, ...]
+    added: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Repairs a cut network on samples.
+
+    Args:
+        method: ``refit`` (constants and biases) or ``bias`` (biases only).
+        seed: of the rows that are looked at where there are more than needed.
+    """
+
+    method: Method = "refit"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"repair={self.method!r} is not one of {', '.join(METHODS)}.")
+
+    def __call__(
+        self, grouping: Grouping, keep: Keep, model: ir.Model, samples: Sequence[Feeds], run: Runner
+    ) -> Repaired:
+        """A repaired clone of ``model``, which is the grouping's network cut to ``keep``.
+
+        Raises:
+            InputError: a sample does not run.
+        """
+        if not samples:
+            raise UsageError("repair needs samples")
+        return _Repairing(self, grouping, keep, model.clone(), samples, run).repaired()
+
+
+@dataclass
+class _Repairing:
+    options: Repair
+    grouping: Grouping
+    keep: Keep
+    model: ir.Model
+    samples: Sequence[Feeds]
+    run: Runner
+    notes: list[str] = field(default_factory=list)
+    added: int = 0
+
+    def repaired(self) -> Repaired:
+        program = self.grouping.coupling.program
+        self.constants = Constants(self.model.graph)
+        linears = linears_of(self.grouping)
+        present = {value.name for node in self.model.graph for value in node.outputs}
+        steps: list[Step] = []
+        with (
+            Stream(program.model, self.samples, self.run) as whole,
+            Stream(self.model, self.samples, self.run) as cut,
+        ):
+            for i, linear in enumerate(linears):
+                progress.advance(i / len(linears))
+                if linear.name not in present:
+                    continue
+                try:
+                    step = self._one(linear, whole, cut)
+                except _Left as left:
+                    self.notes.append(f"'{linear.name}' was not repaired: {left}")
+                    continue
+                if step is not None:
+                    steps.append(step)
+        sweep(self.model)
+        return Repaired(self.model, tuple(steps), self.added, tuple(self.notes))
+
+    def _one(self, linear: Linear, whole: Stream, cut: Stream) -> Step | None:
+        grouping, keep, program = self.grouping, self.keep, self.grouping.coupling.program
+        node = cut.node(linear.name)
+        whole.reach(whole.node(linear.name))
+        cut.reach(node)
+        before, after = linear.sizes(grouping), linear.sizes(grouping, keep)
+        batch, out = (linear.masks(grouping, letters, keep) for letters in (linear.batch, linear.out))
+        target = linear.matrix(program.tensor(linear.weight), before)[batch][:, out]
+        columns = linear.masks(grouping, (*linear.columns, *linear.window), keep)
+        start = target[:, :, columns]
+        if columns.size > _LARGEST:
+            raise _Left(f"it has {columns.size} columns")
+        moments = self._moments(linear, whole, cut, node, target, batch)
+        if moments is None:
+            return None
+        fit, held = moments
+        every = fit + held
+        missed = _missed(start, every, every.mean_y - _times(start, every.mean))
+        power = float(every.power.sum())
+        raw = missed + float(((every.mean_y - _times(start, every.mean)) ** 2).sum())
+        if raw <= _EQUAL * power:
+            return None
+        ridge, found = (None, start) if self.options.method == "bias" else self._fitted(start, fit, held, every)
+        shift = every.mean_y - _times(found, every.mean)
+        self._write(node, linear, found, shift, after, None if found is start else found)
+        cut.refresh()
+        return Step(
+            linear.name, int(columns.size), raw / power if power else 0.0,
+            _missed(found, every, shift) / power if power else 0.0, ridge,
+        )  # fmt: skip
+
+    def _moments(
+        self, linear: Linear, whole: Stream, cut: Stream, node: ir.Node, target: Floats, batch: Array
+    ) -> tuple[Moments, Moments] | None:
+        """Of the cut network's rows with the original's results: of the samples to fit, and of those held out."""
+        grouping, keep = self.grouping, self.keep
+        model = grouping.coupling.program.model
+        old = Reader(linear, whole.node(linear.name), linear.sizes(grouping), self.run, model)
+        new = Reader(linear, node, linear.sizes(grouping, keep), self.run, self.model)
+        kept = {
+            letter: mask
+            for letter in old.row_letters()
+            if letter in linear.binding.spaces and not (mask := grouping.mask(linear.binding.spaces[letter], keep)).all()
+        }
+        columns = target.shape[2] + target.shape[1]
+        wanted = min(max(_ROWS[0] * columns, _ROWS[1]), _ROWS[2])
+        each = -(-wanted // len(self.samples))
+        weights = np.ascontiguousarray(target.transpose(0, 2, 1)).astype(np.float32)
+        fit = held = None
+        for i, (x, cut_x) in enumerate(zip(whole.values(linear.value), cut.values(linear.value), strict=True)):
+            rows = new.count(cut_x)
+            chosen = None
+            if rows > each:
+                rng = np.random.default_rng((self.options.seed, i, rows))
+                chosen = np.sort(rng.choice(rows, each, replace=False))
+            left = new.rows(cut_x, chosen)
+            full = old.rows(x, chosen, kept)[:, batch]
+            right = np.ascontiguousarray((full.transpose(1, 0, 2) @ weights).transpose(1, 0, 2))
+            if not (np.isfinite(left).all() and np.isfinite(right).all()):
+                raise InputError(f"the samples make '{linear.value}' infinite or NaN; they cannot be calibrated on")
+            if fit is None:
+                fit = Moments()
+                fit.add(left, right)
+                held = fit.like()
+            elif i % _HELD_OUT == _HELD_OUT - 1:
+                assert held is not None
+                held.add(left, right)
+            else:
+                fit.add(left, right)
+        return None if fit is None or held is None or not fit.count else (fit, held)
+
+    def _fitted(self, start: Floats, fit: Moments, held: Moments, every: Moments) -> tuple[float | None, Floats]:
+        """The ridge that does best on what was held out, and the fit to everything with it."""
+        best: tuple[float, float | None] = (np.inf, None)
+        if not held.count:
+            best = (0.0, _RIDGES[-2])
+        else:
+            kept = fit.mean_y - _times(start, fit.mean)
+            best = (_GAIN * _missed(start, held, kept), None)
+            for ridge in _RIDGES:
+                found = _solved(start, fit, ridge)
+                error = _missed(found, held, fit.mean_y - _times(found, fit.mean))
+                if error < best[0]:
+                    best = (error, ridge)
+        ridge = best[1]
+        return ridge, start if ridge is None else _solved(start, every, ridge)
+
+    def _write(
+        self, node: ir.Node, linear: Linear, found: Floats, shift: Floats, size: Any, changed: Floats | None
+    ) -> None:
+        if changed is not None:
+            array = linear.array(changed, size)
+            self._put(node, linear.operand, array, linear.weight)
+        if not np.any(shift):
+            return
+        held = None
+        if linear.bias is not None:
+            held = node.inputs[linear.bias] if linear.bias < len(node.inputs) else None
+            if held is None:
+                dtype = _dtype(node.inputs[linear.operand])
+                value = self.constants.add(
+                    ir.tensor(linear.bias_array(shift, size).astype(dtype.numpy()), dtype=dtype), f"{linear.name}/bias"
+                )
+                if linear.bias >= len(node.inputs):
+                    node.resize_inputs(linear.bias + 1)
+                node.replace_input_with(linear.bias, value)
+                return
+            if held.is_initializer() and held.const_value is not None:
+                self._put(node, linear.bias, held.const_value.numpy() + linear.bias_array(shift, size), held.name or "")
+                return
+        self._add(node, linear.added(shift, size), linear.name)
+
+    def _put(self, node: ir.Node, k: int, array: Array, name: str) -> None:
+        """A new constant in the place of an operand, under the old one's name where nothing else reads it."""
+        old = node.inputs[k]
+        dtype = _dtype(old)
+        fresh = self.constants.add(ir.tensor(np.ascontiguousarray(array).astype(dtype.numpy()), dtype=dtype), name)
+        node.replace_input_with(k, fresh)
+        if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
+            graph = old.graph
+            if graph is not None and old.name is not None and old not in graph.inputs:
+                del graph.initializers[old.name]
+                fresh.name = old.name
+
+    def _add(self, node: ir.Node, shift: Floats, name: str) -> None:
+        """Add to a node's result: in the constant that is added to it already, or with a node more."""
+        made = node.outputs[0]
+        uses = list(made.uses())
+        if len(uses) == 1 and not made.is_graph_output() and uses[0].node.op_type == "Add":
+            user, at = uses[0]
+            other = user.inputs[1 - at]
+            if other is not None and other.const_value is not None and other.is_initializer():
+                old = other.const_value.numpy()
+                if old.size == shift.size and np.broadcast_shapes(old.shape, shift.shape) == max(
+                    old.shape, shift.shape, key=len
+                ):
+                    self._put(user, 1 - at, old + shift.reshape(old.shape), other.name or name)
+                    return
+        dtype = made.dtype or ir.DataType.FLOAT
+        value = self.constants.add(ir.tensor(shift.astype(dtype.numpy()), dtype=dtype), f"{name}/bias")
+        label = self.constants.unique(f"{name}/repaired")
+        node_more = ir.node("Add", inputs=[made, value], name=label)
+        node_more.outputs[0].name, node_more.outputs[0].type, node_more.outputs[0].shape = label, made.type, made.shape
+        graph = self.model.graph
+        graph.insert_after(node, node_more)
+        for user, k in uses:
+            user.replace_input_with(k, node_more.outputs[0])
+        if made in graph.outputs:  # the output keeps its name
+            graph.outputs[list(graph.outputs).index(made)] = node_more.outputs[0]
+            made.name, node_more.outputs[0].name = label, made.name
+        self.added += 1
+
+
+class _Left(Exception):
+    """A map that is left as it is, and why."""
+
+
+def _dtype(value: ir.Value | None) -> ir.DataType:
+    return (value.dtype if value is not None else None) or ir.DataType.FLOAT
+
+
+def _times(weights: Floats, mean: Floats) -> Floats:
+    return np.asarray(np.einsum("boq,bq->bo", weights, mean))
+
+
+def _missed(weights: Floats, moments: Moments, shift: Floats) -> float:
+    """Mean square of what ``weights x + shift`` misses of ``y``, over everything."""
+    off = moments.mean_y - _times(weights, moments.mean) - shift
+    joint = np.einsum("boq,bqo->", weights, moments.cross)
+    own = np.einsum("boq,boq->", weights @ moments.covariance, weights)
+    return max(float(moments.power.sum() - 2 * joint + own), 0.0) + float((off**2).sum())
+
+
+def _solved(start: Floats, moments: Moments, ridge: float) -> Floats:
+    """The fit drawn towards ``start``."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    covariance, cross = moments.covariance, moments.cross
+    found = np.empty_like(start)
+    for b, (own, joint) in enumerate(zip(covariance, cross, strict=True)):
+        lift = ridge * max(float(np.trace(own)) / len(own), np.finfo(np.float32).tiny)
+        right = joint - own @ start[b].T
+        factor = cho_factor(own + lift * np.eye(len(own)), lower=True, overwrite_a=True, check_finite=False)
+        found[b] = start[b] + cho_solve(factor, right, check_finite=False).T
+    return found
