@@ -130,17 +130,18 @@ class Linear:
         return np.ascontiguousarray(apart.reshape(shape))
 
     def units(self, offsets: Mapping[Space, int]) -> NDArray[np.int64]:
-        """The unit that each column of each ``B`` belongs to, ``-1`` for none, shape ``(B, columns)``."""
-        none = np.full(1, -1, dtype=np.int64)
-        parts = []
-        for letters in (self.batch, (*self.columns, *self.window)):
-            whole = none
-            for letter in letters:
-                space = self.binding.spaces.get(letter)
-                one = np.full(int(letter.split(":")[1]), -1) if space is None else units(space, offsets)
-                whole = np.maximum.outer(whole, one).reshape(-1)
-            parts.append(whole)
-        return np.maximum.outer(*parts)
+        """The unit that each column belongs to, ``-1`` for none, shape ``(columns,)``."""
+        whole = np.full(1, -1, dtype=np.int64)
+        for letter in (*self.columns, *self.window):
+            whole = np.maximum.outer(whole, units(self.binding.spaces[letter], offsets)).reshape(-1)
+        return whole
+
+    def groups(self, grouping: Grouping) -> frozenset[str]:
+        """Ids of the groups whose units are contracted here."""
+        spaces = [self.binding.spaces[letter] for letter in self.columns]
+        return frozenset(
+            grouping.place[one][0] for space in spaces for one in free_leaves(space) if one in grouping.place
+        )
 
     def _axes(self, k: int) -> Sequence[Axis]:
         held = self.binding.layout.operands[k] if k < len(self.binding.layout.operands) else None

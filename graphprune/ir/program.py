@@ -28,6 +28,7 @@ __all__ = [
     "inputs_of",
     "release",
     "submodel",
+    "with_outputs",
 ]
 
 Array = NDArray[Any]
@@ -141,6 +142,14 @@ def graph_values(graph: ir.Graph) -> dict[str, ir.Value]:
     for node in graph:
         values.update({value.name: value for value in node.outputs if value.name})
     return values
+
+
+def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A clone that also gives some inner values, as far as it has them."""
+    clone = model.clone()
+    values = graph_values(clone.graph)
+    clone.graph.outputs.extend(values[name] for name in names if name in values)
+    return clone
 
 
 def all_values(graph: ir.Graph) -> dict[str, ir.Value]:

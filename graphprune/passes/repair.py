@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from graphprune import progress
 from graphprune.calibration.linear import Linear, Reader, linears_of
 from graphprune.calibration.moments import Moments
+from graphprune.calibration.observations import LARGEST, chosen_rows, rows_each
 from graphprune.calibration.stream import Stream
 from graphprune.coupling.groups import Grouping, Keep
 from graphprune.errors import InputError, UsageError
@@ -43,8 +44,6 @@ _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of a colum
 _HELD_OUT = 5  # every n-th sample is kept out of the fit that chooses the ridge
 _EQUAL = 1e-10  # of the variance: nothing to repair
 _GAIN = 0.99  # of the error on what was held out: less than that is noise
-_ROWS = (8, 8192, 65536)  # per column, at least and at most, over all samples
-_LARGEST = 1 << 13  # columns of a map: its covariance takes half a gigabyte
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class _Repairing:
         target = linear.matrix(program.tensor(linear.weight), before)[batch][:, out]
         columns = linear.masks(grouping, (*linear.columns, *linear.window), keep)
         start = target[:, :, columns]
-        if columns.size > _LARGEST:
+        if columns.size > LARGEST:
             raise _Left(f"it has {columns.size} columns")
         moments = self._moments(linear, whole, cut, node, target, batch)
         if moments is None:
@@ -185,17 +184,11 @@ class _Repairing:
             for letter in old.row_letters()
             if letter in linear.binding.spaces and not (mask := grouping.mask(linear.binding.spaces[letter], keep)).all()
         }
-        columns = target.shape[2] + target.shape[1]
-        wanted = min(max(_ROWS[0] * columns, _ROWS[1]), _ROWS[2])
-        each = -(-wanted // len(self.samples))
+        each = rows_each(target.shape[2], len(self.samples))
         weights = np.ascontiguousarray(target.transpose(0, 2, 1)).astype(np.float32)
         fit = held = None
         for i, (x, cut_x) in enumerate(zip(whole.values(linear.value), cut.values(linear.value), strict=True)):
-            rows = new.count(cut_x)
-            chosen = None
-            if rows > each:
-                rng = np.random.default_rng((self.options.seed, i, rows))
-                chosen = np.sort(rng.choice(rows, each, replace=False))
+            chosen = chosen_rows(new.count(cut_x), each, self.options.seed, i)
             left = new.rows(cut_x, chosen)
             full = old.rows(x, chosen, kept)[:, batch]
             right = np.ascontiguousarray((full.transpose(1, 0, 2) @ weights).transpose(1, 0, 2))

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from graphprune.errors import InputError, VerificationError
 from graphprune.ir.nested import bodies, branches, graphs_of, walk
 from graphprune.ir.observe import random_feeds
-from graphprune.ir.program import Array, Program, Runner, all_values, constant_tensor, graph_values, inputs_of
+from graphprune.ir.program import Array, Program, Runner, all_values, constant_tensor, inputs_of, with_outputs
 from graphprune.ir.sizes import Constants
 from graphprune.passes.plan import PlanMember
 
@@ -291,14 +291,6 @@ def forced(model: ir.Model, way: Mapping[str, bool]) -> ir.Model:
         taken = way.get(node.outputs[0].name or "") if branches(node) else None
         if taken is not None:
             node.replace_input_with(0, constants.get(np.array(taken), f"{node.name}/forced"))
-    return clone
-
-
-def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A clone that also gives some inner values, as far as it has them."""
-    clone = model.clone()
-    values = graph_values(clone.graph)
-    clone.graph.outputs.extend(values[name] for name in names if name in values)
     return clone
 
 

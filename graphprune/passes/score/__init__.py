@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graphprune.errors import InputError
-from graphprune.passes.score.base import NORMALIZERS, REDUCTIONS, Criterion, Scores, Tensors
+from graphprune.passes.score.activations import Activation, Fluctuation, Variance, Wanda
+from graphprune.passes.score.base import NORMALIZERS, REDUCTIONS, Calibrated, Criterion, Scores, Tensors
 from graphprune.passes.score.chance import Random
+from graphprune.passes.score.reconstruction import Obs
 from graphprune.passes.score.registry import create
 from graphprune.passes.score.scales import BnScale
 from graphprune.passes.score.weights import Fpgm, Lamp, Magnitude
@@ -21,29 +23,42 @@ __all__ = [
     "CRITERIA",
     "NORMALIZERS",
     "REDUCTIONS",
+    "Activation",
     "BnScale",
+    "Calibrated",
     "Criterion",
+    "Fluctuation",
     "Fpgm",
     "Lamp",
     "Magnitude",
+    "Obs",
     "Random",
     "Scores",
     "Tensors",
+    "Variance",
+    "Wanda",
     "criterion",
     "score_groups",
 ]
 
-CRITERIA: Mapping[str, Callable[..., Criterion]] = {
+CRITERIA: Mapping[str, Callable[..., Criterion | Calibrated]] = {
+    "activation": Activation,
     "bn-scale": BnScale,
+    "fluctuation": Fluctuation,
     "fpgm": Fpgm,
     "lamp": Lamp,
     "magnitude": Magnitude,
+    "obs": Obs,
     "random": Random,
+    "variance": Variance,
+    "wanda": Wanda,
 }
 
 
-def criterion(name: str, **options: object) -> Criterion:
+def criterion(name: str, **options: object) -> Criterion | Calibrated:
     """The criterion of that name with those options, for example ``criterion("magnitude", p=1)``.
+
+    One that needs calibration data becomes a criterion with them: ``criterion("obs").on(observations)``.
 
     Raises ``UsageError`` for an unknown name or option (with the nearest ones) or a value that makes no sense.
     """

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from graphprune.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from graphprune.calibration.observations import Observations
     from graphprune.coupling.groups import Group, Member, Role
 
 Floats = NDArray[np.float64]
@@ -57,6 +58,24 @@ class Criterion(Protocol):
 
     def remark(self, group: Group, *, scales: frozenset[str] = frozenset()) -> str | None:
         """One sentence if this group has not what the criterion needs: what was used instead. Otherwise ``None``."""
+        ...
+
+
+class Calibrated(Protocol):
+    """A criterion that looks at what the network computes on calibration data."""
+
+    @property
+    def name(self) -> str:
+        """The name in the registry."""
+        ...
+
+    @property
+    def needs(self) -> str:
+        """``calibration``."""
+        ...
+
+    def on(self, observations: Observations) -> Criterion:
+        """The criterion with what it looks at."""
         ...
 
 
