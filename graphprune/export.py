@@ -9,24 +9,30 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphprune.accuracy import Fidelity, Figure, fidelity, outputs_of, read_metric
 from graphprune.backends.base import BackendOptions, get_backend
+from graphprune.backends.runner import OrtRunner
+from graphprune.calibration.observations import Observations
 from graphprune.coupling.groups import Group, Grouping, Keep
-from graphprune.errors import InputError, NothingPrunableError, UsageError, VerificationError
+from graphprune.errors import InputError, NothingPrunableError, TargetError, UsageError, VerificationError
+from graphprune.frontends.samples import Preprocessing, Samples, read_samples
 from graphprune.ir.files import byte_count, output_folder, staging_folder
 from graphprune.ir.program import release
 from graphprune.ir.store import external_locations, sha256_of, write_onnx
 from graphprune.latency.measure import Comparison, MeasureOptions, measure
 from graphprune.latency.profile import ProfileOptions
 from graphprune.latency.table import read_table
-from graphprune.latency_target import LatencyModel, LatencyTarget, Met, Statistic, meet
+from graphprune.latency_target import LatencyModel, LatencyTarget, Met, Statistic, meet, ratio_of
 from graphprune.passes.allocate import Allocator, Target, allocator
 from graphprune.passes.allocate.target import Quantity
 from graphprune.passes.files import keep_of, members_of, plan_document, read_plan, replay, write_plan
 from graphprune.passes.plan import Plan, PlanMember
-from graphprune.passes.score import Scores, criterion, score_groups
+from graphprune.passes.repair import METHODS, Method, Repair, Repaired
+from graphprune.passes.score import Criterion, Scores, criterion, score_groups
 from graphprune.passes.selection import Selection
 from graphprune.passes.shrink import Shrink
 from graphprune.passes.verify import Verdict, Verify
@@ -35,9 +41,11 @@ from graphprune.report.files import REPORTS, check_reports, stale_plots, write_f
 from graphprune.report.manifest import manifest_document, to_bytes
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from graphprune.pipeline import Network
 
-__all__ = ["ExportOptions", "ExportResult", "check_targets", "export", "export_family"]
+__all__ = ["Accuracy", "ExportOptions", "ExportResult", "check_targets", "export", "export_family"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,14 @@ class ExportOptions:
         statistic: the figure of the measured times that the target is on: ``median`` or ``p90``.
         latency_table: measured elsewhere, on the device, with ``graphprune profile``; None: this device's own.
         plan: a saved plan to replay instead of scoring and allocating.
-        criterion, criterion_options: see :func:`graphprune.passes.score.criterion`.
-        allocation: ``global``, ``uniform`` or ``knapsack``; None: ``knapsack`` for a latency target, else ``global``.
+        criterion, criterion_options: see :func:`graphprune.passes.score.criterion`; None: ``obs`` where there are
+            calibration data, else ``magnitude``.
+        allocation: ``global``, ``uniform`` or ``knapsack``; None: ``knapsack`` for a latency target or with calibration
+            data, else ``global``.
+        calib: calibration data, see :func:`graphprune.frontends.samples.read_samples`; None: none.
+        calib_samples: at most so many runs of them; calib_images: how images are read.
+        repair: ``refit``, ``bias`` or ``none``; None: ``refit`` where there are calibration data.
+        metric: the user's own figure, ``module:function`` or a function, see :class:`graphprune.accuracy.Metric`.
         floor: least share of every group's units that stays.
         align: kept channels are multiples of it.
         include, exclude: name patterns, see :class:`graphprune.passes.selection.Selection`.
@@ -73,9 +87,14 @@ class ExportOptions:
     statistic: Statistic = "median"
     latency_table: Path | None = None
     plan: Path | None = None
-    criterion: str = "magnitude"
+    criterion: str | None = None
     criterion_options: Mapping[str, Any] = field(default_factory=dict)
     allocation: str | None = None
+    calib: Any = None
+    calib_samples: int | None = None
+    calib_images: Preprocessing | None = None
+    repair: str | None = None
+    metric: Any = None
     floor: float = 0.1
     align: int = 1
     include: Sequence[str] = ()
@@ -108,6 +127,8 @@ class ExportResult:
         comparison: measured latency of the artefact against the original; None if it was not asked for.
         manifest: everything above and more, as written.
         met: how a latency target was met; None where there was none.
+        accuracy: the user's metric and the fidelity to the original; None without samples and metric.
+        repaired: what repair did; None where nothing was repaired.
     """
 
     folder: Path
@@ -123,6 +144,8 @@ class ExportResult:
     notes: tuple[str, ...]
     manifest: Mapping[str, Any]
     met: Met | None = None
+    accuracy: Accuracy | None = None
+    repaired: Repaired | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The manifest."""
@@ -157,6 +180,7 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
     if latency is None and options.latency_table is not None:
         raise UsageError("--latency-table serves a latency target; add --target-latency, or leave the table out")
     shard_size(options)
+    _check_calibration(options)
     folder = Path(out)
     made = _missing(folder)
     output_folder(folder)
@@ -168,6 +192,24 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
     return targets
 
 
+def _check_calibration(options: ExportOptions) -> None:
+    named = None if options.criterion is None else criterion(options.criterion, **options.criterion_options)
+    if options.calib is None:
+        if named is not None and hasattr(named, "on"):
+            raise UsageError(
+                f"the criterion {options.criterion} looks at calibration data; add --calib, or choose another"
+            )
+        if options.repair not in (None, "none"):
+            raise UsageError(f"--repair {options.repair} fits to calibration data; add --calib")
+        for value, name in ((options.calib_samples, "--calib-samples"), (options.calib_images, "--calib-images")):
+            if value is not None:
+                raise UsageError(f"{name} says how calibration data are read; add --calib")
+    if options.repair not in (None, "none", *METHODS):
+        raise UsageError(f"--repair {options.repair}: choose {', '.join(METHODS)} or none")
+
+
+_ATTEMPTS = 3  # at a latency target, where what is repaired takes longer than what was only cut
+_TO_SPLIT = 16  # samples from which some are held out to look at afterwards
 _DATA = re.compile(r"model(-\d{5}-of-\d{5})?\.onnx\.data", re.ASCII)
 _ARTEFACTS = ("model.onnx", "model.onnx.data", "source.onnx", "source.onnx.data", "plan.json", "manifest.json")
 
@@ -195,12 +237,37 @@ def export_family(network: Network, out: Path, options: ExportOptions, targets: 
     """
     results = []
     model: LatencyModel | None = None
+    scores: Scores | None = None
     for text in targets:
         job = _Export(network, out / text.strip(), replace(options, target_latency=text), model)
+        job.scores = scores
         results.append(job.run())
         write_family(out, {one.folder.name: one.manifest for one in results})
-        model = job.model
+        model, scores = job.model, job.scores
     return results
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How good the networks are: ``original``, ``cut`` (before repair) and ``artefact``.
+
+    Attributes:
+        metric: the user's figures of each; empty without a metric.
+        fidelity: of the cut network and of the artefact to the original, on samples that nothing was fitted to; empty
+            without calibration data.
+    """
+
+    metric: Mapping[str, Mapping[str, Figure]]
+    fidelity: Mapping[str, Fidelity]
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures."""
+        return {
+            "metric": {
+                which: {name: one.to_json() for name, one in figures.items()} for which, figures in self.metric.items()
+            },
+            "fidelity": {which: one.to_json() for which, one in self.fidelity.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -213,6 +280,18 @@ class _Choice:
     met: Met | None = None
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A cut network as written, before repair and after, with its proof and its measurement."""
+
+    cut: ir.Model
+    repaired: Repaired | None
+    written: tuple[Path, ...]
+    verdict: Verdict | None
+    comparison: Comparison | None
+    notes: tuple[str, ...]
+
+
 def _whole(network: Network) -> dict[Quantity, int]:
     return {"params": network.cost.params({}), "macs": network.cost.macs({})}
 
@@ -220,11 +299,14 @@ def _whole(network: Network) -> dict[Quantity, int]:
 class _Export:
     def __init__(self, network: Network, out: Path, options: ExportOptions, model: LatencyModel | None = None) -> None:
         self.model = model
+        self.scores: Scores | None = None
         self.network = network
         self.options = options
         self.targets = check_targets(options, out)
         self.out = Path(out)
         self.seconds: dict[str, float] = {}
+        self.samples = self.held = Samples((), "")
+        self.metric = None if options.metric is None else read_metric(options.metric)
         self._spare_the_source()
 
     def run(self) -> ExportResult:
@@ -249,26 +331,31 @@ class _Export:
     def _run(self, staging: Path) -> ExportResult:
         network, options = self.network, self.options
         source = self._source(staging)
-        choice = self._choose(source["path"], staging)
+        self._read_samples()
+        tightened = 1.0
+        for attempt in range(_ATTEMPTS):
+            choice = self._choose(source["path"], staging, tightened)
+            keep = keep_of(choice.plan, network.grouping)
+            made = self._make(choice, keep, source["path"], staging)
+            met, found = choice.met, made.comparison
+            if met is None or found is None or made.repaired is None:
+                break
+            ratio = ratio_of(found, options.statistic)
+            if ratio.high <= met.share:
+                break
+            if attempt == _ATTEMPTS - 1:
+                raise TargetError(
+                    f"the repaired network takes {ratio.value:.3f}x of the original's time [{ratio.low:.3f}, "
+                    f"{ratio.high:.3f}], {met.share:.3g}x were asked for; ask for less, or repair the bias alone "
+                    "(--repair bias)"
+                )
+            tightened *= met.share / ratio.high
         plan = choice.plan
-        keep = keep_of(plan, network.grouping)
         document = plan_document(plan, network.grouping, source["sha256"])
-        with timed(self.seconds, "shrink"):
-            written = self._write(keep, staging / "model.onnx", shard_size(options))
-            release(network.program.model)
         (staging / "plan.json").write_bytes(write_plan(document))
-        inexact = [one.id for one in network.grouping.groups if one.id in keep and not one.exact]
-        verdict = self._verified(staging, members_of(network.grouping, keep), inexact)
-        notes = list(choice.notes)
+        written, verdict, comparison, notes = made.written, made.verdict, made.comparison, list(made.notes)
+        accuracy = self._accuracy(made)
         build = self._build(staging)
-        comparison = choice.met.comparison if choice.met is not None else None
-        if comparison is None and options.measure is not None and (why := _untimed(options.measure.backend)):
-            notes.append(f"not measured: {why}")
-        elif comparison is None and options.measure is not None:
-            with timed(self.seconds, "measure"):
-                result = measure(source["path"], staging / "model.onnx", network.program.examples, options.measure)
-            assert isinstance(result, Comparison)
-            comparison = result
         original = {str(quantity): amount for quantity, amount in _whole(network).items()}
         reached = {"params": network.cost.params(keep), "macs": network.cost.macs(keep)}
         asked = dict(choice.asked)
@@ -287,6 +374,9 @@ class _Export:
             model=self.model,
             notes=notes,
             build=build,
+            calibration=self._calibration_document(),
+            repaired=made.repaired,
+            accuracy=accuracy,
             seconds={**network.seconds, **self.seconds},
         )
         (staging / "manifest.json").write_bytes(to_bytes(manifest))
@@ -315,7 +405,87 @@ class _Export:
             tuple(notes),
             manifest,
             choice.met,
+            accuracy,
+            made.repaired,
         )
+
+    def _read_samples(self) -> None:
+        options = self.options
+        if options.calib is None:
+            return
+        with timed(self.seconds, "read samples"):
+            samples = read_samples(
+                options.calib, self.network.program, limit=options.calib_samples, images=options.calib_images
+            )
+            self.samples, self.held = samples.split() if samples.count >= _TO_SPLIT else (samples, Samples((), ""))
+
+    def _calibration_document(self) -> dict[str, Any] | None:
+        if not self.samples.count:
+            return None
+        return {
+            "source": Path(self.samples.source).name if Path(self.samples.source).exists() else self.samples.source,
+            "fitted": self.samples.count,
+            "held_out": self.held.count,
+            "sha256": self.samples.digest(),
+        }
+
+    def _make(self, choice: _Choice, keep: Keep, source: Path, staging: Path) -> _Made:
+        """Cut, write and prove; repair and write again; measure."""
+        network, options = self.network, self.options
+        path = staging / "model.onnx"
+        with timed(self.seconds, "shrink"):
+            cut = Shrink(keep)(network.grouping)
+            written = self._written(cut, path, shard_size(options))
+            release(network.program.model)
+        inexact = [one.id for one in network.grouping.groups if one.id in keep and not one.exact]
+        verdict = self._verified(staging, members_of(network.grouping, keep), inexact)
+        notes = list(choice.notes)
+        repaired = None
+        if self._repairs() and choice.plan.kept:
+            with timed(self.seconds, "repair"):
+                repair = Repair(self._method(), options.seed)
+                repaired = repair(network.grouping, keep, cut, self.samples.feeds, OrtRunner())
+                notes += repaired.notes
+                for one in staging.glob("model*.onnx*"):
+                    one.unlink()
+                written = self._written(repaired.model, path, shard_size(options))
+        comparison = choice.met.comparison if choice.met is not None and repaired is None else None
+        if comparison is None and options.measure is not None and (why := _untimed(options.measure.backend)):
+            notes.append(f"not measured: {why}")
+        elif comparison is None and options.measure is not None:
+            with timed(self.seconds, "measure"):
+                result = measure(source, path, network.program.examples, options.measure)
+            assert isinstance(result, Comparison)
+            comparison = result
+        return _Made(cut, repaired, written, verdict, comparison, tuple(notes))
+
+    def _repairs(self) -> bool:
+        return bool(self.samples.count) and self.options.repair != "none"
+
+    def _method(self) -> Method:
+        return "bias" if self.options.repair == "bias" else "refit"
+
+    def _accuracy(self, made: _Made) -> Accuracy | None:
+        """The user's metric, and the fidelity on samples that nothing was fitted to."""
+        if self.metric is None and not self.held.count:
+            return None
+        models = {"original": self.network.program.model, "cut": made.cut}
+        if made.repaired is not None:
+            models["artefact"] = made.repaired.model
+        figures, outputs = {}, {}
+        with timed(self.seconds, "evaluate"):
+            for which, model in models.items():
+                runner = OrtRunner()
+                run = partial(runner, model)
+                if self.held.count:
+                    outputs[which] = outputs_of(run, self.held.feeds)
+                if self.metric is not None:
+                    figures[which] = self.metric(run)
+        near = {which: fidelity(outputs["original"], one) for which, one in outputs.items() if which != "original"}
+        if made.repaired is None:  # the cut network is the artefact
+            figures = {("artefact" if which == "cut" else which): one for which, one in figures.items()}
+            near = {"artefact": near["cut"]} if near else {}
+        return Accuracy(figures, near)
 
     def _build(self, staging: Path) -> dict[str, Any] | None:
         """What the backend deploys beside the ONNX file, or None where it runs that file itself."""
@@ -332,7 +502,7 @@ class _Export:
         hashes = {name: value for path in made.files for name, value in sha256_of(path).items()}
         return {"backend": options.backend, "sha256": hashes, "seconds": round(made.seconds, 3), "facts": made.facts}
 
-    def _choose(self, source: Path, staging: Path) -> _Choice:
+    def _choose(self, source: Path, staging: Path, tightened: float) -> _Choice:
         """What stays: the plan that was given, or scores and an allocation to the targets."""
         network, options = self.network, self.options
         grouping = network.grouping
@@ -343,23 +513,44 @@ class _Export:
         chosen = Selection(options.include, options.exclude, options.stat)(grouping, network.program.parameter_names)
         if not chosen:
             raise NothingPrunableError(_why_nothing(grouping, options.stat))
-        extra = {"seed": options.seed} if options.criterion == "random" else {}
-        ranking = criterion(options.criterion, **{**extra, **options.criterion_options})
-        with timed(self.seconds, "score"):
-            scores = score_groups(ranking, chosen, network.program.tensor, scales=grouping.scales)
-            release(network.program.model)
-        default = "global" if options.target_latency is None else "knapsack"
-        method = allocator(options.allocation or default, floor=options.floor, align=options.align)
+        scores = self._scored(chosen)
+        plain = options.target_latency is None and options.calib is None
+        method = allocator(
+            options.allocation or ("global" if plain else "knapsack"), floor=options.floor, align=options.align
+        )
         if options.target_latency is None:
             with timed(self.seconds, "allocate"):
                 allocation = method.allocate(chosen, scores, network.cost, self.targets)
             asked = {str(quantity): limit for quantity, limit in allocation.asked.items()}
             return _Choice(allocation.plan, asked, (*scores.notes, *allocation.notes))
-        met = self._meet(chosen, scores, method, source, staging)
+        met = self._meet(chosen, scores, method, source, staging, tightened)
         asked = {one.quantity: one.limit(_whole(network)[one.quantity]) for one in self.targets}
         return _Choice(met.plan, asked, (*scores.notes, *met.notes), met)
 
-    def _meet(self, chosen: Sequence[Group], scores: Scores, method: Allocator, source: Path, staging: Path) -> Met:
+    def _scored(self, chosen: Sequence[Group]) -> Scores:
+        """Scores of the groups that may be cut; computed once."""
+        network, options = self.network, self.options
+        if self.scores is not None:
+            return self.scores
+        name = options.criterion or ("magnitude" if options.calib is None else "obs")
+        extra = {"seed": options.seed} if name == "random" else {}
+        ranking = criterion(name, **{**extra, **options.criterion_options})
+        with timed(self.seconds, "score"):
+            if not isinstance(ranking, Criterion):
+                ranking = ranking.on(Observations(network.grouping, self.samples.feeds, OrtRunner(), options.seed))
+            self.scores = score_groups(ranking, chosen, network.program.tensor, scales=network.grouping.scales)
+            release(network.program.model)
+        return self.scores
+
+    def _meet(
+        self,
+        chosen: Sequence[Group],
+        scores: Scores,
+        method: Allocator,
+        source: Path,
+        staging: Path,
+        tightened: float,
+    ) -> Met:
         """Step curves, and as many candidates as it takes."""
         network, options = self.network, self.options
         timing = options.measure
@@ -369,11 +560,16 @@ class _Export:
 
         def write(keep: Keep, path: Path) -> None:
             path.parent.mkdir(exist_ok=True)
-            self._write(keep, path, None)
+            self._written(Shrink(keep)(network.grouping), path, None)
 
         def build(plan: Plan) -> Path:
             shutil.rmtree(candidate.parent, ignore_errors=True)
-            write(keep_of(plan, network.grouping), candidate)
+            candidate.parent.mkdir(exist_ok=True)
+            keep = keep_of(plan, network.grouping)
+            model = Shrink(keep)(network.grouping)
+            if self._repairs():  # with the biases that repair will add
+                model = Repair(self._method()).dressed(network.grouping, keep, model)
+            self._written(model, candidate, None)
             return candidate
 
         if self.model is None:
@@ -381,7 +577,8 @@ class _Export:
             table = None if options.latency_table is None else read_table(options.latency_table)
             with timed(self.seconds, "profile"):
                 self.model = LatencyModel.of(network.grouping, chosen, source, write, feeds, profile, table=table)
-        target = LatencyTarget.parse(options.target_latency)
+        asked = LatencyTarget.parse(options.target_latency)
+        target = replace(asked, value=asked.value * tightened)
         with timed(self.seconds, "meet"):
             return meet(
                 target,
@@ -398,10 +595,10 @@ class _Export:
                 options.statistic,
             )
 
-    def _write(self, keep: Keep, path: Path, limit: int | None) -> tuple[Path, ...]:
+    def _written(self, model: ir.Model, path: Path, limit: int | None) -> tuple[Path, ...]:
         # A source that keeps its data beside it gets such an artefact: it can be run without being read as a whole.
         external = True if external_locations(self.network.program.model) else None
-        return write_onnx(Shrink(keep)(self.network.grouping), path, external=external, max_shard_size=limit)
+        return write_onnx(model, path, external=external, max_shard_size=limit)
 
     def _source(self, staging: Path) -> dict[str, Any]:
         """The file that the plan speaks of: the user's, or the traced network written out."""

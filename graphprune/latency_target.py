@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from graphprune.passes.score import Scores
     from graphprune.pipeline import Network
 
-__all__ = ["LatencyModel", "LatencyTarget", "Met", "Round", "Statistic", "meet", "profile_table"]
+__all__ = ["LatencyModel", "LatencyTarget", "Met", "Round", "Statistic", "meet", "profile_table", "ratio_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -356,7 +356,7 @@ def _solve(
     steps = widths_of(groups, scores, allocator)
     fixed = {name: size for name, size in model.sizes.items() if name not in {one.id for one in steps.groups}}
     resources = (model.resource(asked), *cost_resources(cost, limits))
-    problem = WidthProblem(steps, scores, resources, fixed)
+    problem = WidthProblem(steps, scores.from_zero(), resources, fixed)
     whole = problem.value({one.id: one.size for one in steps.groups})
     if allocator.name == "knapsack":
         plan, solution = fitted_widths(problem, cost)
@@ -407,14 +407,20 @@ def _compare(
         options = replace(options, single_runs=True, min_iterations=max(options.min_iterations, 2 * samples_for(90)))
     found = measure(source, candidate, feeds, options)
     assert isinstance(found, Comparison)
+    ratio = ratio_of(found, statistic)
+    ms = found.a.median_ms if statistic == "median" else float(np.percentile(found.a.samples_ns, 90)) / 1e6
+    return found, ratio, ms
+
+
+def ratio_of(found: Comparison, statistic: Statistic) -> Estimate:
+    """The ratio of the figure asked for, with its interval."""
     if statistic == "median":
-        return found, Estimate(found.ratio, found.ratio_low, found.ratio_high), found.a.median_ms
+        return Estimate(found.ratio, found.ratio_low, found.ratio_high)
     first, second = (
         np.split(np.array(one.samples_ns, dtype=np.float64), np.cumsum(one.round_sizes)[:-1])
         for one in (found.a, found.b)
     )
-    ratio = percentile_ratio(first, second, 90, confidence=options.confidence, seed=options.seed)
-    return found, ratio, float(np.percentile(found.a.samples_ns, 90)) / 1e6
+    return percentile_ratio(first, second, 90, confidence=found.confidence, seed=0)
 
 
 def _quick(options: MeasureOptions) -> MeasureOptions:

@@ -52,9 +52,9 @@ def test_is_reference(text: str, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "name", "kind", "message"),
     [
-        ("", "", UsageError, "names no factory: write .*net.py:NAME; it has no function at all"),
+        ("", "", UsageError, "names nothing in it: write .*net.py:NAME; it has no function at all"),
         ("def one(): ...\ndef two(): ...\nx = 3", "", UsageError, "it has 'one', 'two'"),
-        ("def resnet(): ...", ":resnt", UsageError, "has no factory 'resnt'; it has 'resnet'"),
+        ("def resnet(): ...", ":resnt", UsageError, "has no 'resnt'; it has 'resnet'"),
         ("x = 3", ":x", UsageError, "is a int, not a function that returns a module"),
         ("def build(width): ...", ":build", UsageError, "cannot be called without arguments .*'width'"),
         ("def f(:\n  pass", ":f", InputError, r"cannot be imported: SyntaxError: .*line 1"),
@@ -82,7 +82,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         resolve(f"{tmp_path}/nowhere.py:f")
     with pytest.raises(InputError, match=r"there is no module 'no_such_package\.nets' to import"):
         resolve("no_such_package.nets:f")
-    with pytest.raises(UsageError, match="'json' has no factory 'lods'; it has 'loads', 'load'"):
+    with pytest.raises(UsageError, match="'json' has no 'lods'; it has 'loads', 'load'"):
         resolve("json:lods")
 
 

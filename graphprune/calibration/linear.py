@@ -76,9 +76,7 @@ class Linear:
         whole = np.ones(1, dtype=np.bool_)
         for letter in letters:
             space = self.binding.spaces.get(letter)
-            one = (
-                np.ones(int(letter.split(":")[1]), dtype=np.bool_) if space is None else grouping.mask(space, keep)
-            )
+            one = np.ones(int(letter.split(":")[1]), dtype=np.bool_) if space is None else grouping.mask(space, keep)
             whole = np.logical_and.outer(whole, one).reshape(-1)
         return whole
 
@@ -208,7 +206,7 @@ def _linear(binding: Binding, program: Program) -> Linear | None:
     sizes = [int(one.split(":")[1]) if one.startswith("#") else find(spaces[one]).n for one in ws]
     if multiply(sizes) != array.size:  # an axis of one that broadcasts
         return None
-    known = {one: n for one, n in zip(ws, sizes, strict=True)}
+    known = dict(zip(ws, sizes, strict=True))
     shape = program.shapes[value]
     for axis, n in zip(layout.operands[x] or (), shape, strict=True):
         letters = _flat((axis,))
@@ -286,7 +284,7 @@ class Reader:
             samples, _, positions = self._apart(value)
             return samples.shape[0] * len(self._map(value.shape, positions))
         columns = _count((*linear.columns, *linear.batch), self._size)
-        return int(value.size // columns)
+        return value.size // columns
 
     def rows(
         self, value: Array, chosen: NDArray[np.int64] | None = None, kept: Mapping[str, Array] | None = None
@@ -438,7 +436,7 @@ def _flat(axes: Sequence[Axis] | None) -> list[str]:
 
 
 def _count(letters: Sequence[str], size: Sizes) -> int:
-    return multiply(size(one) for one in letters)
+    return int(multiply(size(one) for one in letters))
 
 
 def _name(value: ir.Value | None) -> str:

@@ -63,6 +63,7 @@ class Moments:
             self._square += np.einsum("brn,brn->bn", left, left, dtype=np.float64)
         if y is None:
             return
+        assert self._origin[1] is not None
         right = np.ascontiguousarray((y - self._origin[1]).transpose(1, 0, 2))
         if self._sum_y is None:
             b, m = right.shape[0], right.shape[2]

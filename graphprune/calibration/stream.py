@@ -105,7 +105,7 @@ class Stream:
             self._file = tempfile.TemporaryFile(prefix="graphprune-")  # noqa: SIM115
         self._file.seek(0, 2)
         offset = self._file.tell()
-        self._file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        self._file.write(np.ascontiguousarray(array).tobytes())
         self._file.flush()
         return np.memmap(self._file, dtype=array.dtype, mode="r", offset=offset, shape=array.shape)
 

@@ -11,6 +11,7 @@ import click
 
 from graphprune.cli.options import (
     atol_option,
+    calibration_options,
     duration_option,
     exclude_option,
     include_option,
@@ -61,14 +62,18 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
 @click.option("--target-macs", metavar="T", help="Multiply-accumulates: 0.5x of the original, or a number (1.2G).")
 @click.option("--plan", type=click.Path(path_type=Path), metavar="FILE", help="Replay a saved plan instead.")
 @input_shapes_option()
-@click.option("--criterion", default="magnitude", show_default=True, help="magnitude, lamp, fpgm, bn-scale or random.")
+@calibration_options()
+@click.option(
+    "--criterion", metavar="NAME",
+    help="How units are ranked; `graphprune criteria` lists them.  [default: obs with --calib, else magnitude]",
+)  # fmt: skip
 @click.option(
     "--criterion-option", "criterion_options", multiple=True, callback=_criterion_options, metavar="KEY=VALUE",
     help="An option of the criterion, such as p=1 or normalize=max. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--allocation", metavar="NAME",
-    help="global, uniform or knapsack.  [default: knapsack for a latency target, else global]",
+    help="global, uniform or knapsack.  [default: knapsack for a latency target or with --calib, else global]",
 )  # fmt: skip
 @click.option(
     "--latency-table", type=click.Path(path_type=Path), metavar="FILE",
@@ -139,11 +144,14 @@ def command(
     """
     from graphprune.errors import UsageError
     from graphprune.export import ExportOptions, check_targets, export_family
+    from graphprune.frontends.samples import Preprocessing
     from graphprune.latency.measure import MeasureOptions
     from graphprune.pipeline import load
     from graphprune.report.latency import family_report
     from graphprune.report.tables import console, export_report
 
+    if options["calib_images"] is not None:
+        options["calib_images"] = Preprocessing.parse(options["calib_images"])
     setting += tensorrt_settings(options, backend)
     chosen = runtimes(backend, device, setting, threads=threads, affinity=affinity)
     if len(chosen) > 1:

@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("graphprune.cli.bench", "Measured latency of models, and their ratios with intervals."),
     "verify": ("graphprune.cli.verify", "Prove that a pruned model equals its masked original."),
     "gate": ("graphprune.cli.gate", "Hold an artefact to its manifest: files, proof and time; for pipelines."),
+    "criteria": ("graphprune.cli.criteria", "Ways to rank units, and what each needs."),
     "backends": ("graphprune.cli.backends", "Runtimes that can build and time networks here."),
 }
 

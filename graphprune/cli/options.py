@@ -16,6 +16,7 @@ from graphprune.errors import UsageError
 
 __all__ = [
     "atol_option",
+    "calibration_options",
     "duration_option",
     "exclude_option",
     "include_option",
@@ -231,3 +232,38 @@ def exclude_option() -> _Decorator[Any]:
         metavar="PATTERN",
         help="Leave alone what touches a tensor, node or parameter whose name fits this pattern. Repeatable.",
     )
+
+
+def calibration_options() -> _Decorator[_F]:
+    """``--calib``, ``--calib-samples``, ``--calib-images``, ``--repair`` and ``--eval``."""
+    options = (
+        click.option(
+            "--calib", metavar="DATA",
+            help="Samples to rank and repair on, without labels: an .npz file, a folder of .npy, .npz or image files, "
+            "or module:function that yields dictionaries of arrays.",
+        ),
+        click.option(
+            "--calib-samples", type=click.IntRange(min=1), metavar="N", help="Use at most N samples of them.",
+        ),
+        click.option(
+            "--calib-images", metavar="HOW",
+            help="How images are read; the default is mean=0.485:0.456:0.406,std=0.229:0.224:0.225,channels=rgb.",
+        ),
+        click.option(
+            "--repair", type=click.Choice(["refit", "bias", "none"]),
+            help="Put what was cut into what is left, by least squares on the samples, or into the biases alone.  "
+            "[default: refit with --calib]",
+        ),
+        click.option(
+            "--eval", "metric", metavar="FUNCTION",
+            help="module:function of your own metric: called with run(inputs) -> outputs, gives a number, or one per "
+            "sample; higher is better.",
+        ),
+    )  # fmt: skip
+
+    def decorate(command: _F) -> _F:
+        for one in reversed(options):
+            command = one(command)
+        return command
+
+    return decorate

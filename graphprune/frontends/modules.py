@@ -20,7 +20,7 @@ from typing import Any
 
 from graphprune.errors import GraphpruneError, InputError, UsageError
 
-__all__ = ["first_line", "is_reference", "missing_torch", "resolve"]
+__all__ = ["first_line", "is_reference", "missing_torch", "named", "resolve"]
 
 _SHOWN = 8  # names listed in a message
 
@@ -56,22 +56,28 @@ def resolve(text: str) -> Callable[[], Any]:
         InputError: no such file or module, or it cannot be imported (a package it needs is missing, it raises).
         UsageError: no such name in it, or the name is not a factory without required arguments.
     """
+    found = named(text)
+    _check_factory(found, text)
+    return lambda: _call(found, text)
+
+
+def named(text: str) -> Any:
+    """Import what ``text`` names. Raises InputError: it cannot be imported; UsageError: the name is not in it."""
     place, colon, name = text.rpartition(":")
     if not colon:
         place, name = text, ""
     with contextlib.redirect_stdout(sys.stderr):
         module = _import(place)
     if not name:
-        raise UsageError(f"'{place}' names no factory: write {place}:NAME; it has {_listed(_candidates(module))}")
+        raise UsageError(f"'{place}' names nothing in it: write {place}:NAME; it has {_listed(_candidates(module))}")
     found: Any = module
     for part in name.split("."):
         try:
             found = getattr(found, part)
         except AttributeError as error:
             near = get_close_matches(part, _candidates(found), n=3) or _candidates(found)
-            raise UsageError(f"'{place}' has no factory {name!r}; it has {_listed(near)}") from error
-    _check_factory(found, text)
-    return lambda: _call(found, text)
+            raise UsageError(f"'{place}' has no {name!r}; it has {_listed(near)}") from error
+    return found
 
 
 def first_line(error: BaseException) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["TracedModule", "is_reference", "read_module", "resolve"]
+__all__ = ["TracedModule", "drop_made_up_biases", "is_reference", "read_module", "resolve"]
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def read_module(
     _strip(model)
     if model.functions:
         inline_functions(model)
-    _drop_made_up_biases(model)
+    drop_made_up_biases(model)
     notes = _share_tied(model, module)
     _make_names_unique(model)
     parameter_names = _parameter_names(model, module)
@@ -422,7 +422,7 @@ def _parameter_names(model: ir.Model, module: torch.nn.Module) -> dict[str, str]
     return named
 
 
-def _drop_made_up_biases(model: ir.Model) -> None:
+def drop_made_up_biases(model: ir.Model) -> None:
     """Remove the zeros that the exporter gives to convolutions without a bias (of a shape that does not run in 3-D)."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 

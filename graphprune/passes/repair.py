@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod as multiply
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -23,7 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune import progress
-from graphprune.calibration.linear import Linear, Reader, linears_of
+from graphprune.calibration.linear import Linear, Reader, Sizes, linears_of
 from graphprune.calibration.moments import Moments
 from graphprune.calibration.observations import LARGEST, chosen_rows, rows_each
 from graphprune.calibration.stream import Stream
@@ -41,6 +42,7 @@ Feeds = Mapping[str, Array]
 Floats = NDArray[np.float64]
 
 _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of a column
+_UNKNOWN = 0.1  # the ridge where no sample is held out to choose it on
 _HELD_OUT = 5  # every n-th sample is kept out of the fit that chooses the ridge
 _EQUAL = 1e-10  # of the variance: nothing to repair
 _GAIN = 0.99  # of the error on what was held out: less than that is noise
@@ -49,7 +51,8 @@ _GAIN = 0.99  # of the error on what was held out: less than that is noise
 @dataclass(frozen=True)
 class Step:
     """One map: variance that the cut network missed of the original's results there, before and after (0 to 1 and
-    more), and the ridge (None: only the bias)."""
+    more), and the ridge (None: only the bias).
+    """
 
     node: str
     columns: int
@@ -73,7 +76,17 @@ class Repaired:
     model: ir.Model
     steps: tuple[Step, ...]
     added: int
+    method: Method = "refit"
     notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What was done, map by map."""
+        return {
+            "method": self.method,
+            "nodes_added": self.added,
+            "maps": [one.to_json() for one in self.steps],
+            "notes": list(self.notes),
+        }
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,10 @@ class Repair:
             raise UsageError("repair needs samples")
         return _Repairing(self, grouping, keep, model.clone(), samples, run).repaired()
 
+    def dressed(self, grouping: Grouping, keep: Keep, model: ir.Model) -> ir.Model:
+        """A clone with the biases that repair will add, all zero: it takes as long as the repaired network."""
+        return _Repairing(self, grouping, keep, model.clone(), (), None).dressed()
+
 
 @dataclass
 class _Repairing:
@@ -112,13 +129,26 @@ class _Repairing:
     keep: Keep
     model: ir.Model
     samples: Sequence[Feeds]
-    run: Runner
+    run: Runner | None
     notes: list[str] = field(default_factory=list)
     added: int = 0
 
+    def __post_init__(self) -> None:
+        self.constants = Constants(self.model.graph)
+
+    def dressed(self) -> ir.Model:
+        nodes = {node.outputs[0].name: node for node in self.model.graph if node.outputs}
+        for linear in linears_of(self.grouping):
+            node = nodes.get(linear.name)
+            if node is not None and self._takes_bias(linear, node):
+                size = linear.sizes(self.grouping, self.keep)
+                shape = [multiply(size(one) for one in letters) for letters in (linear.batch, linear.out)]
+                self._write(node, linear, np.zeros(shape), size, None)
+        return self.model
+
     def repaired(self) -> Repaired:
         program = self.grouping.coupling.program
-        self.constants = Constants(self.model.graph)
+        assert self.run is not None
         linears = linears_of(self.grouping)
         present = {value.name for node in self.model.graph for value in node.outputs}
         steps: list[Step] = []
@@ -138,7 +168,7 @@ class _Repairing:
                 if step is not None:
                     steps.append(step)
         sweep(self.model)
-        return Repaired(self.model, tuple(steps), self.added, tuple(self.notes))
+        return Repaired(self.model, tuple(steps), self.added, self.options.method, tuple(self.notes))
 
     def _one(self, linear: Linear, whole: Stream, cut: Stream) -> Step | None:
         grouping, keep, program = self.grouping, self.keep, self.grouping.coupling.program
@@ -150,6 +180,8 @@ class _Repairing:
         target = linear.matrix(program.tensor(linear.weight), before)[batch][:, out]
         columns = linear.masks(grouping, (*linear.columns, *linear.window), keep)
         start = target[:, :, columns]
+        if not self._takes_bias(linear, node):
+            return None
         if columns.size > LARGEST:
             raise _Left(f"it has {columns.size} columns")
         moments = self._moments(linear, whole, cut, node, target, batch)
@@ -164,12 +196,18 @@ class _Repairing:
             return None
         ridge, found = (None, start) if self.options.method == "bias" else self._fitted(start, fit, held, every)
         shift = every.mean_y - _times(found, every.mean)
-        self._write(node, linear, found, shift, after, None if found is start else found)
+        self._write(node, linear, shift, after, None if found is start else found)
         cut.refresh()
         return Step(
             linear.name, int(columns.size), raw / power if power else 0.0,
             _missed(found, every, shift) / power if power else 0.0, ridge,
         )  # fmt: skip
+
+    def _takes_bias(self, linear: Linear, node: ir.Node) -> bool:
+        """Whether a bias is there, costs nothing, or is worth a node more because columns went."""
+        if linear.bias is not None or not linear.masks(self.grouping, linear.columns, self.keep).all():
+            return True
+        return self._following(node, None) is not None
 
     def _moments(
         self, linear: Linear, whole: Stream, cut: Stream, node: ir.Node, target: Floats, batch: Array
@@ -177,12 +215,14 @@ class _Repairing:
         """Of the cut network's rows with the original's results: of the samples to fit, and of those held out."""
         grouping, keep = self.grouping, self.keep
         model = grouping.coupling.program.model
+        assert self.run is not None
         old = Reader(linear, whole.node(linear.name), linear.sizes(grouping), self.run, model)
         new = Reader(linear, node, linear.sizes(grouping, keep), self.run, self.model)
         kept = {
             letter: mask
             for letter in old.row_letters()
-            if letter in linear.binding.spaces and not (mask := grouping.mask(linear.binding.spaces[letter], keep)).all()
+            if letter in linear.binding.spaces
+            and not (mask := grouping.mask(linear.binding.spaces[letter], keep)).all()
         }
         each = rows_each(target.shape[2], len(self.samples))
         weights = np.ascontiguousarray(target.transpose(0, 2, 1)).astype(np.float32)
@@ -207,28 +247,22 @@ class _Repairing:
 
     def _fitted(self, start: Floats, fit: Moments, held: Moments, every: Moments) -> tuple[float | None, Floats]:
         """The ridge that does best on what was held out, and the fit to everything with it."""
-        best: tuple[float, float | None] = (np.inf, None)
         if not held.count:
-            best = (0.0, _RIDGES[-2])
-        else:
-            kept = fit.mean_y - _times(start, fit.mean)
-            best = (_GAIN * _missed(start, held, kept), None)
-            for ridge in _RIDGES:
-                found = _solved(start, fit, ridge)
-                error = _missed(found, held, fit.mean_y - _times(found, fit.mean))
-                if error < best[0]:
-                    best = (error, ridge)
-        ridge = best[1]
-        return ridge, start if ridge is None else _solved(start, every, ridge)
+            return _UNKNOWN, _solved(start, every, _UNKNOWN)
+        kept = fit.mean_y - _times(start, fit.mean)
+        least, chosen = _GAIN * _missed(start, held, kept), None
+        for ridge in _RIDGES:
+            found = _solved(start, fit, ridge)
+            error = _missed(found, held, fit.mean_y - _times(found, fit.mean))
+            if error < least:
+                least, chosen = error, ridge
+        return chosen, start if chosen is None else _solved(start, every, chosen)
 
-    def _write(
-        self, node: ir.Node, linear: Linear, found: Floats, shift: Floats, size: Any, changed: Floats | None
-    ) -> None:
+    def _write(self, node: ir.Node, linear: Linear, shift: Floats, size: Sizes, changed: Floats | None) -> None:
+        """A new constant, if any, and ``shift`` on top of what is added to the results."""
         if changed is not None:
             array = linear.array(changed, size)
             self._put(node, linear.operand, array, linear.weight)
-        if not np.any(shift):
-            return
         held = None
         if linear.bias is not None:
             held = node.inputs[linear.bias] if linear.bias < len(node.inputs) else None
@@ -262,16 +296,14 @@ class _Repairing:
         """Add to a node's result: in the constant that is added to it already, or with a node more."""
         made = node.outputs[0]
         uses = list(made.uses())
-        if len(uses) == 1 and not made.is_graph_output() and uses[0].node.op_type == "Add":
-            user, at = uses[0]
-            other = user.inputs[1 - at]
-            if other is not None and other.const_value is not None and other.is_initializer():
-                old = other.const_value.numpy()
-                if old.size == shift.size and np.broadcast_shapes(old.shape, shift.shape) == max(
-                    old.shape, shift.shape, key=len
-                ):
-                    self._put(user, 1 - at, old + shift.reshape(old.shape), other.name or name)
-                    return
+        following = self._following(node, shift)
+        if following is not None:
+            user, k = following
+            old = user.inputs[k]
+            assert old is not None and old.const_value is not None
+            held = old.const_value.numpy()
+            self._put(user, k, held + shift.reshape(held.shape), old.name or name)
+            return
         dtype = made.dtype or ir.DataType.FLOAT
         value = self.constants.add(ir.tensor(shift.astype(dtype.numpy()), dtype=dtype), f"{name}/bias")
         label = self.constants.unique(f"{name}/repaired")
@@ -285,6 +317,24 @@ class _Repairing:
             graph.outputs[list(graph.outputs).index(made)] = node_more.outputs[0]
             made.name, node_more.outputs[0].name = label, made.name
         self.added += 1
+
+    def _following(self, node: ir.Node, shift: Floats | None) -> tuple[ir.Node, int] | None:
+        """The constant that is added to a node's result and to nothing else, of the shape of ``shift`` (None: any)."""
+        made = node.outputs[0]
+        uses = list(made.uses())
+        if len(uses) != 1 or made.is_graph_output() or uses[0].node.op_type != "Add":
+            return None
+        user, at = uses[0]
+        other = user.inputs[1 - at]
+        if other is None or not other.is_initializer() or other.const_value is None:
+            return None
+        shape = tuple(other.const_value.shape.numpy())
+        lone = sum(n > 1 for n in shape) <= 1
+        if shift is None:
+            return (user, 1 - at) if lone else None
+        fits = lone and multiply(shape) == shift.size and max(shape, default=1) == max(shift.shape, default=1)
+        trailing = shape[-1:] == shift.shape[-1:]
+        return (user, 1 - at) if fits and (trailing or len(shape) == len(shift.shape)) else None
 
 
 class _Left(Exception):
@@ -311,11 +361,12 @@ def _solved(start: Floats, moments: Moments, ridge: float) -> Floats:
     """The fit drawn towards ``start``."""
     from scipy.linalg import cho_factor, cho_solve
 
-    covariance, cross = moments.covariance, moments.cross
-    found = np.empty_like(start)
-    for b, (own, joint) in enumerate(zip(covariance, cross, strict=True)):
-        lift = ridge * max(float(np.trace(own)) / len(own), np.finfo(np.float32).tiny)
-        right = joint - own @ start[b].T
-        factor = cho_factor(own + lift * np.eye(len(own)), lower=True, overwrite_a=True, check_finite=False)
-        found[b] = start[b] + cho_solve(factor, right, check_finite=False).T
-    return found
+    covariance = moments.covariance
+    n = covariance.shape[1]
+    lift = ridge * np.maximum(np.trace(covariance, axis1=1, axis2=2) / n, np.finfo(np.float32).tiny)
+    right = moments.cross - covariance @ start.transpose(0, 2, 1)
+    lifted = covariance + lift[:, None, None] * np.eye(n)
+    if len(lifted) > 1:  # many small systems: depthwise and grouped convolutions
+        return np.asarray(start + np.linalg.solve(lifted, right).transpose(0, 2, 1))
+    factor = cho_factor(lifted[0], lower=True, overwrite_a=True, check_finite=False)
+    return np.asarray(start + cho_solve(factor, right[0], check_finite=False).T)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,8 +17,9 @@ from graphprune.passes.verify import Verdict
 
 if TYPE_CHECKING:
     from graphprune.coupling.groups import Group
-    from graphprune.export import ExportOptions
+    from graphprune.export import Accuracy, ExportOptions
     from graphprune.latency_target import LatencyModel, Met
+    from graphprune.passes.repair import Repaired
     from graphprune.pipeline import Analysis, Network
 
 __all__ = ["analysis_document", "manifest_document", "to_bytes"]
@@ -85,6 +86,9 @@ def manifest_document(
     notes: Sequence[str],
     build: Mapping[str, Any] | None,
     seconds: Mapping[str, float],
+    calibration: Mapping[str, Any] | None = None,
+    repaired: Repaired | None = None,
+    accuracy: Accuracy | None = None,
 ) -> dict[str, Any]:
     """Everything an export knows; see ``docs/manifest.md``."""
     names = network.program.parameter_names
@@ -108,7 +112,7 @@ def manifest_document(
         "machine": {"system": platform.system(), "processor": platform.machine()},
         "source": {"name": network.name, "sha256": dict(source)},
         "artefact": {"sha256": dict(artefact)},
-        "options": _plain(asdict(options)),
+        "options": _options(options),
         "input_shapes": {name: list(array.shape) for name, array in network.program.examples.items()},
         "original": dict(original),
         "asked": dict(asked),
@@ -116,6 +120,9 @@ def manifest_document(
         "groups_cut": cut,
         "refusals": [asdict(refusal) for refusal in network.grouping.coupling.refusals],
         "verification": None if verdict is None else asdict(verdict),
+        "calibration": None if calibration is None else dict(calibration),
+        "repair": None if repaired is None else repaired.to_json(),
+        "accuracy": None if accuracy is None else accuracy.to_json(),
         "build": None if build is None else dict(build),
         "latency": None if comparison is None else comparison.to_json(),
         "latency_target": None if met is None or model is None else _latency_target(met, model, network),
@@ -171,6 +178,17 @@ def _curve(
     widths = np.union1d(np.arange(size, 0, -stride), near).astype(np.float64)
     ms = model.curves.sweep(group, widths, counts) / 1e6
     return {"widths": widths.tolist(), "ms": [round(one, 5) for one in ms.tolist()]}
+
+
+def _options(options: ExportOptions) -> dict[str, Any]:
+    """The options; what was handed over as an object is said to be one."""
+    named = {
+        name: held if held is None or isinstance(held, (str, Path)) else f"a {type(held).__name__}"
+        for name in ("calib", "metric")
+        for held in [getattr(options, name)]
+    }
+    found = _plain(asdict(replace(options, calib=None, metric=None)))
+    return {**found, **_plain(named)}
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from graphprune.accuracy import Figure
     from graphprune.backends import Availability
     from graphprune.coupling.explain import AxisReport
     from graphprune.coupling.groups import Group
@@ -199,9 +200,11 @@ def axis_report(report: AxisReport, out: Console) -> None:
                 say(out, f"    {role:<12}{name}")
 
 
+_IRREGULAR = {"index": "indices"}
+
+
 def _many(n: int, what: str) -> str:
-    plural = {"index": "indices", "unit": "units", "thread": "threads", "input": "inputs"}[what]
-    return f"{n} {what if n == 1 else plural}"
+    return f"{n} {what if n == 1 else _IRREGULAR.get(what, what + 's')}"
 
 
 def export_report(result: ExportResult, out: Console) -> None:
@@ -231,12 +234,51 @@ def export_report(result: ExportResult, out: Console) -> None:
         say(out, _conditions(result.comparison.fingerprint, result.comparison))
         if result.comparison.ratio_low > 1.0:
             say(out, "warning: the artefact is slower than the original here; try --align 8 (widths the kernels like)")
+    if result.repaired is not None or result.accuracy is not None:
+        _accuracy(result, out)
     for note in result.notes:
         say(out, f"note: {note}")
     build = result.manifest["build"]
     names = [*(build["sha256"] if build is not None else ()), result.plan_path.name, result.manifest_path.name]
     # A path is never broken: it is copied from here.
     out.print(_plain(f"written: {result.model}, {', '.join(names)}"), soft_wrap=True)
+
+
+def _accuracy(result: ExportResult, out: Console) -> None:
+    """What repair did, and how good the networks are."""
+    repaired, accuracy = result.repaired, result.accuracy
+    if repaired is not None:
+        calibration = result.manifest["calibration"]
+        before, after = (_mean([getattr(one, key) for one in repaired.steps]) for key in ("before", "after"))
+        say(
+            out,
+            f"repaired ({repaired.method}) on {_many(calibration['fitted'], 'sample')}: "
+            f"{_many(len(repaired.steps), 'linear map')} missed {before:.1%} of the original's variance on average, "
+            f"{after:.1%} afterwards",
+        )
+    if accuracy is None:
+        return
+    table = table_of(("", False), ("original", True), ("cut only", True), ("artefact", True))
+    names = list(next(iter(accuracy.metric.values()), {}))
+    for name in names:
+        figures = [accuracy.metric.get(which, {}).get(name) for which in ("original", "cut", "artefact")]
+        add_row(table, name, *(_figure(one) for one in figures))
+    for name in ("top1", "cosine", "kl"):
+        figures = [getattr(accuracy.fidelity.get(which), name, None) for which in ("cut", "artefact")]
+        if any(figures):
+            words = {"top1": "top-1 agreement", "cosine": "cosine of outputs", "kl": "KL divergence"}[name]
+            add_row(table, words, "", *(_figure(one) for one in figures))
+    out.print(table)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+def _figure(one: Figure | None) -> str:
+    if one is None:
+        return ""
+    return f"{one.value:.4f}" + ("" if one.low is None else f" [{one.low:.4f}, {one.high:.4f}]")
 
 
 def verdict_line(verdict: Verdict) -> str:

@@ -142,7 +142,7 @@ class Knapsack(_Shared):
         assert isinstance(cost, Cost)
         fixed = {one.id: float(one.size) for one in cost.grouping.groups if one.id not in chosen}
         resources = cost_resources(cost, targets)
-        plan = fitted_widths(WidthProblem(steps, scores, resources, fixed), cost)[0]
+        plan = fitted_widths(WidthProblem(steps, scores.from_zero(), resources, fixed), cost)[0]
         keep = keep_of(plan, cost.grouping)
         return Allocation(
             plan,

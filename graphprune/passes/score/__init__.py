@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import fields, is_dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CRITERIA",
+    "ENTRY_POINTS",
     "NORMALIZERS",
     "REDUCTIONS",
     "Activation",
@@ -38,9 +42,12 @@ __all__ = [
     "Variance",
     "Wanda",
     "criterion",
+    "known",
     "score_groups",
+    "survey",
 ]
 
+ENTRY_POINTS = "graphprune.criteria"
 CRITERIA: Mapping[str, Callable[..., Criterion | Calibrated]] = {
     "activation": Activation,
     "bn-scale": BnScale,
@@ -55,6 +62,34 @@ CRITERIA: Mapping[str, Callable[..., Criterion | Calibrated]] = {
 }
 
 
+def known() -> dict[str, Callable[..., Criterion | Calibrated]]:
+    """The criteria by name: the built-in ones, and those of the entry points ``graphprune.criteria``."""
+    found = dict(CRITERIA)
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name not in found:
+            found[entry.name] = entry.load()
+    return found
+
+
+def survey() -> list[dict[str, Any]]:
+    """Every criterion: its name, what it needs, its options with their defaults, and a sentence on it."""
+    rows = []
+    for name, made in sorted(known().items()):
+        options: dict[str, Any] = {one.name: one.default for one in fields(made)} if is_dataclass(made) else {}
+        about = inspect.getdoc(made) or ""
+        rows.append(
+            {
+                "name": name,
+                "needs": str(getattr(made, "needs", "weights")),
+                "options": {
+                    key: value for key, value in options.items() if isinstance(value, (str, int, float, tuple))
+                },
+                "about": " ".join(about.split("\n\n")[0].replace("``", "").split()),
+            }
+        )
+    return rows
+
+
 def criterion(name: str, **options: object) -> Criterion | Calibrated:
     """The criterion of that name with those options, for example ``criterion("magnitude", p=1)``.
 
@@ -62,7 +97,7 @@ def criterion(name: str, **options: object) -> Criterion | Calibrated:
 
     Raises ``UsageError`` for an unknown name or option (with the nearest ones) or a value that makes no sense.
     """
-    return create(CRITERIA, "criterion", name, options)
+    return create(CRITERIA if name in CRITERIA else known(), "criterion", name, options)
 
 
 def score_groups(

@@ -67,7 +67,8 @@ class _OnActivations(ABC):
 @dataclass(frozen=True)
 class Wanda(_OnActivations):
     """``sum |W_j| * ||x_j||_2`` over the columns that read unit j (Sun et al., "A Simple and Effective Pruning Approach
-    for Large Language Models", 2024, summed to structures)."""
+    for Large Language Models", 2024, summed to structures).
+    """
 
     name: ClassVar[str] = "wanda"
 
@@ -80,7 +81,8 @@ class Wanda(_OnActivations):
 @dataclass(frozen=True)
 class Fluctuation(_OnActivations):
     """``Var(x_j) * ||W_j||^2``, standardised within each group (FLAP: An et al., "Fluctuation-based Adaptive Structured
-    Pruning for Large Language Models", 2024). Meant with ``--repair bias``, which keeps the mean."""
+    Pruning for Large Language Models", 2024). Meant with ``--repair bias``, which keeps the mean.
+    """
 
     name: ClassVar[str] = "fluctuation"
     normalize: Normalizer = "gaussian"
@@ -97,7 +99,8 @@ class Fluctuation(_OnActivations):
 @dataclass(frozen=True)
 class Variance(_OnActivations):
     """``Var(x_j)`` (VBP: Hossain et al., "Variance-Based Pruning for Accelerating and Compressing Trained Networks",
-    2025). Meant with ``--repair bias``."""
+    2025). Meant with ``--repair bias``.
+    """
 
     name: ClassVar[str] = "variance"
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,13 @@ class Scores:
     values: Mapping[str, Floats]
     notes: tuple[str, ...] = ()
 
+    def from_zero(self) -> Scores:
+        """The same differences with nothing below 0, for what adds scores up (standardised ones are negative too)."""
+        least = min((float(one.min()) for one in self.values.values() if one.size), default=0.0)
+        return self if least >= 0 else replace(self, values={name: one - least for name, one in self.values.items()})
 
+
+@runtime_checkable
 class Criterion(Protocol):
     """A way to score units. Implementations are frozen dataclasses whose fields are their options."""
 

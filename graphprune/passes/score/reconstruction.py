@@ -167,7 +167,8 @@ class Curves:
             for name in seen.pairing_groups(pairing):
                 units = seen.pairing_units(pairing, name)
                 inside = units >= 0
-                parts.setdefault(name, []).append(np.bincount(units[inside], share[inside], sizes[name]))
+                of_units = np.bincount(units[inside], share[inside], sizes[name])
+                parts.setdefault(name, []).append(of_units.astype(np.float64))
         for name, several in parts.items():
             found[name] = np.sum(several, axis=0)
         return found

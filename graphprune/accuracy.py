@@ -1,0 +1,150 @@
+"""How good a network is: the user's own metric, or how near its outputs are to those of another network."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphprune.errors import GraphpruneError, InputError, UsageError
+from graphprune.frontends.modules import first_line, named
+from graphprune.ir.program import Array
+
+__all__ = ["Fidelity", "Figure", "Metric", "fidelity", "outputs_of", "read_metric"]
+
+Feeds = Mapping[str, Array]
+Run = Callable[[Feeds], dict[str, Array]]
+_DRAWS = 2000
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over samples with its bootstrap interval (None where a metric gave a single number)."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    count: int = 1
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64], seed: int = 0) -> Figure:
+        """The mean of one number per sample, with its 95 % interval."""
+        if values.size < 2:
+            return cls(float(values.mean()), count=int(values.size))
+        draws = np.random.default_rng(seed).integers(0, values.size, (_DRAWS, values.size))
+        low, high = np.quantile(values[draws].mean(axis=1), [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+        return cls(float(values.mean()), float(low), float(high), int(values.size))
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """All fields, rounded."""
+        rounded = (None if one is None else round(one, 6) for one in (self.value, self.low, self.high))
+        return {**dict(zip(("value", "low", "high"), rounded, strict=True)), "samples": self.count}
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near a network's outputs are to another one's, on samples that nothing was fitted to.
+
+    Attributes:
+        cosine: of all outputs of a sample taken as one vector.
+        top1: share of the positions at which the largest entry on the last axis of the first output is the same one.
+        kl: Kullback-Leibler divergence on that axis, in nats, from the other network's (softmax where the output's
+            rows are no probabilities); None where the axis has one entry.
+    """
+
+    cosine: Figure
+    top1: Figure | None
+    kl: Figure | None
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures."""
+        return {
+            name: None if one is None else one.to_json()
+            for name, one in (("cosine", self.cosine), ("top1", self.top1), ("kl", self.kl))
+        }
+
+
+def outputs_of(run: Run, samples: Sequence[Feeds]) -> list[dict[str, Array]]:
+    """What a network gives for every sample."""
+    return [run(one) for one in samples]
+
+
+def fidelity(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> Fidelity:
+    """Compare outputs, sample by sample."""
+    cosines, same, divergences = [], [], []
+    for want, have in zip(expected, found, strict=True):
+        floats = [name for name in want if np.issubdtype(want[name].dtype, np.floating)]
+        a, b = (
+            np.concatenate([one[name].astype(np.float64).ravel() for name in floats] or [np.ones(1)])
+            for one in (want, have)
+        )
+        scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+        cosines.append(float(a @ b) / scale if scale else float(np.array_equal(a, b)))
+        if floats and want[floats[0]].ndim and want[floats[0]].shape[-1] > 1:
+            p, q = (_probabilities(one[floats[0]].astype(np.float64)) for one in (want, have))
+            same.append(float((p.argmax(axis=-1) == q.argmax(axis=-1)).mean()))
+            tiny = np.finfo(np.float32).tiny
+            divergences.append(float((p * (np.log(p + tiny) - np.log(q + tiny))).sum(axis=-1).mean()))
+    return Fidelity(
+        Figure.of(np.asarray(cosines)),
+        Figure.of(np.asarray(same)) if same else None,
+        Figure.of(np.asarray(divergences)) if divergences else None,
+    )
+
+
+def _probabilities(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    if (rows >= 0).all() and np.allclose(rows.sum(axis=-1), 1, atol=1e-3):
+        return rows
+    lifted = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    return np.asarray(lifted / lifted.sum(axis=-1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The user's own figure of a network, higher is better.
+
+    The function is called with ``run``, which maps inputs by name to outputs by name, and returns a number, an array of
+    one number per sample, or a dictionary of such; of a dictionary the first entry is the one that counts.
+    """
+
+    function: Callable[[Run], Any] = field(repr=False)
+    source: str
+
+    def __call__(self, run: Run) -> dict[str, Figure]:
+        """Its figures. Raises InputError: it raised, or returned something else."""
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                made = self.function(run)
+        except GraphpruneError:
+            raise
+        except Exception as error:
+            raise InputError(f"'{self.source}' raised {first_line(error)}") from error
+        named_figures = made if isinstance(made, Mapping) else {self.source.rpartition(":")[2].rpartition(".")[2]: made}
+        found = {}
+        for name, one in named_figures.items():
+            try:
+                values = np.atleast_1d(np.asarray(one, dtype=np.float64)).ravel()
+            except (TypeError, ValueError) as error:
+                raise InputError(f"'{self.source}' returned a {type(one).__name__} for {name!r}, no number") from error
+            if not values.size or not np.isfinite(values).all():
+                raise InputError(f"'{self.source}' returned no finite number for {name!r}")
+            found[str(name)] = Figure.of(values)
+        if not found:
+            raise InputError(f"'{self.source}' returned an empty dictionary; it must return a figure")
+        return found
+
+
+def read_metric(source: str | Callable[[Run], Any]) -> Metric:
+    """The metric that ``module:function`` names, or a function itself. Raises UsageError, InputError."""
+    if callable(source):
+        return Metric(source, getattr(source, "__name__", "metric"))
+    found = named(source)
+    if not callable(found):
+        raise UsageError(f"'{source}' is a {type(found).__name__}, not a function of a network")
+    return Metric(found, source)

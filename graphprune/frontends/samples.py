@@ -1,0 +1,278 @@
+"""Calibration data: arrays in files, images, or what a Python function yields."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune.errors import GraphpruneError, InputError, UsageError
+from graphprune.frontends.modules import first_line, is_reference, named
+from graphprune.ir.program import Array, Program, inputs_of
+
+__all__ = ["Preprocessing", "Samples", "read_samples"]
+
+Feeds = Mapping[str, Array]
+_IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_BATCH = 16  # samples of a run, where the batch may be chosen
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become an input ``N x C x H x W``: resized to H x W, divided by 255, mean and std of each channel.
+
+    Args:
+        mean, std: per channel, of the range 0 to 1; one number for all, or one per channel.
+        channels: ``rgb``, ``bgr`` or ``gray``.
+    """
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    channels: str = "rgb"
+
+    @classmethod
+    def parse(cls, text: str) -> Preprocessing:
+        """``mean=0.5:0.5:0.5,std=0.5,channels=bgr``; what is left out is ImageNet's. Raises UsageError."""
+        found: dict[str, Any] = {}
+        for part in text.split(","):
+            key, _, value = part.strip().partition("=")
+            try:
+                if key in ("mean", "std"):
+                    found[key] = tuple(float(one) for one in value.split(":"))
+                elif key == "channels" and value in ("rgb", "bgr", "gray"):
+                    found[key] = value
+                else:
+                    raise ValueError
+            except ValueError:
+                raise UsageError(
+                    f"--calib-images {part!r}: write mean=M[:M:M], std=S[:S:S] and channels=rgb|bgr|gray, separated by "
+                    "commas, for example mean=0.5,std=0.5,channels=bgr"
+                ) from None
+        if any(one == 0 for one in found.get("std", ())):
+            raise UsageError("--calib-images: a std of 0 cannot be divided by")
+        return cls(**found)
+
+    def array(self, path: Path, shape: tuple[int, ...]) -> Array:
+        """One image as ``(1, C, H, W)``, float32."""
+        try:
+            from PIL import Image
+        except ModuleNotFoundError as error:
+            raise InputError("images are read with Pillow, which is not installed: pip install pillow") from error
+        _, count, height, width = shape
+        try:
+            with Image.open(path) as image:
+                plain = image.convert("L" if self.channels == "gray" else "RGB").resize((width, height))
+                pixels = np.asarray(plain, dtype=np.float32) / 255
+        except OSError as error:
+            raise InputError(f"'{path}' is not an image that can be read: {first_line(error)}") from error
+        pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+        if self.channels == "bgr":
+            pixels = pixels[:, :, ::-1]
+        if pixels.shape[2] != count:
+            raise UsageError(
+                f"the input takes {count} channels, images are read as {self.channels}; see --calib-images"
+            )
+        one = self.channels == "gray"
+        mean, std = (np.asarray(v if len(v) == count or not one else v[:1], np.float32) for v in (self.mean, self.std))
+        return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``feeds``: the inputs of each run. ``source``: what they were read from, for messages and the manifest."""
+
+    feeds: tuple[Feeds, ...] = field(repr=False)
+    source: str
+
+    @property
+    def count(self) -> int:
+        """How many runs."""
+        return len(self.feeds)
+
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and contents."""
+        found = hashlib.sha256()
+        for feeds in self.feeds:
+            for name in sorted(feeds):
+                array = np.ascontiguousarray(feeds[name])
+                found.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+                found.update(array.tobytes())
+        return found.hexdigest()
+
+    def split(self, every: int = 8) -> tuple[Samples, Samples]:
+        """All but every n-th, and every n-th: to calibrate on, and to look at afterwards."""
+        held = tuple(one for i, one in enumerate(self.feeds) if i % every == every - 1)
+        rest = tuple(one for i, one in enumerate(self.feeds) if i % every != every - 1)
+        return Samples(rest, self.source), Samples(held, self.source)
+
+
+def read_samples(
+    source: Any, program: Program, *, limit: int | None = None, images: Preprocessing | None = None
+) -> Samples:
+    """Calibration data for a network.
+
+    Args:
+        source: an ``.npz`` file (one array per input, samples on the first axis; or one array of any name where there
+            is one input); a folder of such files, of ``.npy`` files (one run each) or of images;
+            ``module:function`` or ``file.py:function`` that yields dictionaries of arrays (or arrays, or tuples
+            ``(inputs, label)``); or a sequence of them.
+        program: the network that they are for.
+        limit: at most so many runs (samples, where the network takes one at a time).
+        images: how images are read.
+
+    Raises:
+        InputError: it cannot be read, or does not fit the network's inputs. UsageError: there is no such thing.
+    """
+    if isinstance(source, (str, Path)):
+        text = str(source)
+        if isinstance(source, str) and is_reference(text):
+            made: Iterable[Any] = _yielded(text)
+        elif Path(text).is_dir():
+            made = _folder(Path(text), program, images or Preprocessing())
+        elif Path(text).is_file():
+            made = _file(Path(text), program)
+        else:
+            raise InputError(f"there is no '{text}' to calibrate on; give an .npz file, a folder or module:function")
+    else:
+        made, text = source, "samples in memory"
+    found: list[Feeds] = []
+    iterator = iter(made)
+    while limit is None or len(found) < limit:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                one = next(iterator)
+        except StopIteration:
+            break
+        except GraphpruneError:
+            raise
+        except Exception as error:
+            raise InputError(f"'{text}' raised {first_line(error)}") from error
+        found.append(_checked(one, program, f"sample {len(found)} of '{text}'"))
+    if not found:
+        raise InputError(f"'{text}' holds no samples to calibrate on")
+    return Samples(tuple(found), text)
+
+
+def _yielded(text: str) -> Iterable[Any]:
+    found = named(text)
+    if not callable(found):
+        return list(found)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            made = found()
+    except GraphpruneError:
+        raise
+    except Exception as error:
+        raise InputError(f"'{text}' raised {first_line(error)}") from error
+    if isinstance(made, Mapping) or not isinstance(made, Iterable):
+        raise InputError(f"'{text}' returned a {type(made).__name__}; it must yield dictionaries of arrays")
+    return made
+
+
+def _folder(folder: Path, program: Program, images: Preprocessing) -> Iterator[Any]:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".npy", ".npz", *_IMAGES))
+    if not files:
+        raise InputError(f"the folder '{folder}' holds no .npy, .npz or image files")
+    inputs = _inputs(program)
+    for path in files:
+        if path.suffix.lower() in _IMAGES:
+            (name, value), *more = inputs.items()
+            shape = program.shapes[name]
+            if more or len(shape) != 4 or value.dtype != ir.DataType.FLOAT:
+                raise InputError(
+                    f"images serve a network with one float input N x C x H x W; this one takes {_wanted(program)}"
+                )
+            array = images.array(path, shape)
+            yield {name: np.repeat(array, shape[0], axis=0)}
+        else:
+            yield from _file(path, program)
+
+
+def _file(path: Path, program: Program) -> Iterator[Any]:
+    try:
+        held = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"'{path}' cannot be read as numpy arrays: {first_line(error)}") from error
+    if isinstance(held, np.ndarray):
+        yield _one_run(held, program)
+        return
+    inputs = _inputs(program)
+    with held:
+        names = {name: name for name in inputs if name in held.files}
+        if not names and len(inputs) == 1 and len(held.files) == 1:
+            names = {next(iter(inputs)): held.files[0]}
+        missing = [name for name in inputs if name not in names]
+        if missing:
+            raise InputError(
+                f"'{path}' has the arrays {', '.join(held.files) or 'none'}; the network takes {_wanted(program)}"
+            )
+        arrays = {name: held[key] for name, key in names.items()}
+    yield from _batches(arrays, program, str(path))
+
+
+def _one_run(array: Array, program: Program) -> Any:
+    inputs = _inputs(program)
+    if len(inputs) != 1:
+        raise InputError(f"an .npy file holds one input; the network takes {_wanted(program)}; use .npz files")
+    shape = program.shapes[next(iter(inputs))]
+    return array[None] if array.ndim == len(shape) - 1 else array
+
+
+def _batches(arrays: Mapping[str, Array], program: Program, where: str) -> Iterator[Feeds]:
+    """Runs of as many samples as the network takes at a time."""
+    counts = {len(array) if array.ndim else 0 for array in arrays.values()}
+    if len(counts) != 1:
+        raise InputError(f"'{where}': the arrays hold {sorted(counts)} samples; they must hold equally many")
+    count = counts.pop()
+    free = all(0 in program.moving.get(name, ()) for name in arrays)
+    sizes = {program.shapes[name][0] for name in arrays if program.shapes[name]}
+    step = _BATCH if free else (sizes.pop() if len(sizes) == 1 else 1)
+    for at in range(0, count - step + 1 if not free else count, step):
+        yield {name: array[at : at + step] for name, array in arrays.items()}
+
+
+def _inputs(program: Program) -> dict[str, ir.Value]:
+    return {value.name: value for value in inputs_of(program.model) if value.name}
+
+
+def _wanted(program: Program) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, program.shapes[name]))}" for name in _inputs(program))
+
+
+def _checked(sample: Any, program: Program, where: str) -> Feeds:
+    inputs = _inputs(program)
+    if isinstance(sample, tuple) and len(sample) == 2:  # with a label, which nothing here needs
+        sample = sample[0]
+    if not isinstance(sample, Mapping):
+        if len(inputs) != 1:
+            raise InputError(f"{where} is a {type(sample).__name__}; the network takes {_wanted(program)} by name")
+        sample = {next(iter(inputs)): sample}
+    feeds: dict[str, Array] = {}
+    for name, value in inputs.items():
+        if name not in sample:
+            raise InputError(
+                f"{where} has {', '.join(map(str, sample)) or 'nothing'}; the network takes {_wanted(program)}"
+            )
+        array = np.asarray(sample[name])
+        shape = program.shapes[name]
+        if array.ndim == len(shape) - 1 and shape[0] == 1:
+            array = array[None]
+        moving = program.moving.get(name, frozenset())
+        fits = array.ndim == len(shape) and all(
+            have == want or i in moving for i, (have, want) in enumerate(zip(array.shape, shape, strict=True))
+        )
+        if not fits:
+            raise InputError(
+                f"{where}: input '{name}' has the shape {'x'.join(map(str, array.shape))}, the network takes "
+                f"{'x'.join('?' if i in moving else str(n) for i, n in enumerate(shape))}"
+            )
+        dtype = value.dtype.numpy() if value.dtype is not None else array.dtype
+        feeds[name] = np.ascontiguousarray(array.astype(dtype, copy=False))
+    return feeds
