@@ -197,7 +197,7 @@ def _check_calibration(options: ExportOptions) -> None:
     if options.calib is None:
         if named is not None and hasattr(named, "on"):
             raise UsageError(
-                f"the criterion {options.criterion} looks at calibration data; add --calib, or choose another"
+                f"the criterion {options.criterion} needs calibration data: add --calib, or choose another"
             )
         if options.repair not in (None, "none"):
             raise UsageError(f"--repair {options.repair} fits to calibration data; add --calib")

@@ -366,10 +366,10 @@ GatherElements-18(3x11x7, 2x5x7, axis=1)
 GatherElements-18(4x4, 4x4, axis=0)
     d0 a1, i0 a1 -> i0 a1 | whole: d0
 LSTM-18(5x2x3, 1x28x3, 1x28x7, 1x56, -, 1x2x7, 1x2x7, hidden_size=7, direction=forward) -> 3
-    t b i, D (4 h) i, D (4 h) h', D (8 h)?, b?, D b h?, D b h?, D (3 h)? -> t D b h?, D b h?, D b h? | h=@hidden_size
+    t b i, D (4 h) i, D (4 h) h', D (2 4 h)?, b?, D b h?, D b h?, D (3 h)? -> t D b h?, D b h?, D b h? | h=@hidden_size
     | whole: t D | macs: t b D 4 h i + t b D 4 h h
 GRU-18(5x2x3, 1x21x3, 1x21x7, 1x42, -, 1x2x7, hidden_size=7, direction=forward) -> 2
-    t b i, D (3 h) i, D (3 h) h', D (6 h)?, b?, D b h? -> t D b h?, D b h? | h=@hidden_size | whole: t D | macs: t b D
+    t b i, D (3 h) i, D (3 h) h', D (2 3 h)?, b?, D b h? -> t D b h?, D b h? | h=@hidden_size | whole: t D | macs: t b D
     3 h i + t b D 3 h h
 RNN-18(5x2x3, 1x7x3, 1x7x7, 1x14, -, 1x2x7, hidden_size=7, direction=forward) -> 2
     t b i, D h i, D h h', D (2 h)?, b?, D b h? -> t D b h?, D b h? | h=@hidden_size | whole: t D | macs: t b D 1 h i +

@@ -60,13 +60,19 @@ class Linear:
     columns: tuple[str, ...]
     window: tuple[str, ...]
 
+    @property
+    def direct(self) -> bool:
+        """Whether the node's first result is the map's, so that what is added to it is added to the map."""
+        results = set(_flat(self.binding.layout.results[0] if self.binding.layout.results else None))
+        return {*self.batch, *self.out} <= results
+
     def sizes(self, grouping: Grouping, keep: Mapping[str, NDArray[np.bool_]] | None = None) -> Sizes:
         """The size of a letter (or number) in the whole network, or in the one that a plan keeps."""
         spaces = self.binding.spaces
 
         def size(letter: str) -> int:
             if letter.startswith("#"):
-                return int(letter.split(":")[1])
+                return _number(letter)
             return grouping.size(spaces[letter], keep) if keep else find(spaces[letter]).n
 
         return size
@@ -76,7 +82,7 @@ class Linear:
         whole = np.ones(1, dtype=np.bool_)
         for letter in letters:
             space = self.binding.spaces.get(letter)
-            one = np.ones(int(letter.split(":")[1]), dtype=np.bool_) if space is None else grouping.mask(space, keep)
+            one = np.ones(_number(letter), dtype=np.bool_) if space is None else grouping.mask(space, keep)
             whole = np.logical_and.outer(whole, one).reshape(-1)
         return whole
 
@@ -97,21 +103,25 @@ class Linear:
         return np.ascontiguousarray(moved.reshape(self._shape(self.operand, size)))
 
     def vector(self, array: Array, size: Sizes) -> NDArray[np.float64]:
-        """The bias as ``(B, out)``."""
+        """The bias as ``(B, out)``; of several that are added together the first one."""
         assert self.bias is not None
-        letters = _flat(self._axes(self.bias))
+        letters = _flat(self.axes(self.bias))
+        named = [*self.batch, *self.out]
         apart = np.asarray(array, dtype=np.float64).reshape([size(one) for one in letters])
-        return apart.transpose([letters.index(one) for one in (*self.batch, *self.out)]).reshape(
-            _count(self.batch, size), -1
-        )
+        first = apart[tuple(slice(None) if one in named else 0 for one in letters)]
+        kept = [one for one in letters if one in named]
+        return first.transpose([kept.index(one) for one in named]).reshape(_count(self.batch, size), -1)
 
     def bias_array(self, vector: NDArray[np.float64], size: Sizes) -> NDArray[np.float64]:
-        """The bias that :meth:`vector` was made of."""
+        """The bias that :meth:`vector` was made of; of several that are added together the others are 0."""
         assert self.bias is not None
-        letters = _flat(self._axes(self.bias))
-        order = [*self.batch, *self.out]
-        apart = vector.reshape([size(one) for one in order]).transpose([order.index(one) for one in letters])
-        return np.ascontiguousarray(apart.reshape(self._shape(self.bias, size)))
+        letters = _flat(self.axes(self.bias))
+        named = [*self.batch, *self.out]
+        kept = [one for one in letters if one in named]
+        whole = np.zeros([size(one) for one in letters])
+        first = vector.reshape([size(one) for one in named]).transpose([named.index(one) for one in kept])
+        whole[tuple(slice(None) if one in named else 0 for one in letters)] = first
+        return whole.reshape(self._shape(self.bias, size))
 
     def added(self, vector: NDArray[np.float64], size: Sizes) -> NDArray[np.float64]:
         """``(B, out)`` in a shape that is added to the node's result by broadcasting."""
@@ -141,12 +151,13 @@ class Linear:
             grouping.place[one][0] for space in spaces for one in free_leaves(space) if one in grouping.place
         )
 
-    def _axes(self, k: int) -> Sequence[Axis]:
-        held = self.binding.layout.operands[k] if k < len(self.binding.layout.operands) else None
-        return held or self.binding.layout.line.operands[k].axes or ()  # one that is left out is not laid out
+    def axes(self, k: int) -> Sequence[Axis]:
+        """The axes of an operand, there or left out."""
+        laid = self.binding.layout.operands[k] if k < len(self.binding.layout.operands) else None
+        return laid or self.binding.layout.line.operands[k].axes or ()  # one that is left out is not laid out
 
     def _shape(self, k: int, size: Sizes) -> list[int]:
-        return [multiply(size(one) for one in _flat((axis,))) for axis in self._axes(k)]
+        return [multiply(size(one) for one in _flat((axis,))) for axis in self.axes(k)]
 
 
 @dataclass(frozen=True)
@@ -203,7 +214,7 @@ def _linear(binding: Binding, program: Program) -> Linear | None:
     spaces = binding.spaces
     if not columns or any(one not in spaces for one in (*columns, *window, *batch)):
         return None
-    sizes = [int(one.split(":")[1]) if one.startswith("#") else find(spaces[one]).n for one in ws]
+    sizes = [_number(one) if one.startswith("#") else find(spaces[one]).n for one in ws]
     if multiply(sizes) != array.size:  # an axis of one that broadcasts
         return None
     known = dict(zip(ws, sizes, strict=True))
@@ -221,7 +232,7 @@ def _bias(binding: Binding, program: Program, wanted: set[str], taken: tuple[int
     """The place of an operand that has just the letters of a row of results, and whether it is left out."""
     operands = list(binding.node.inputs)
     for k, axes in enumerate(binding.layout.operands):
-        if k in taken or axes is None or set(_flat(axes)) != wanted:
+        if k in taken or axes is None or not _adds(axes, wanted):
             continue
         value = operands[k] if k < len(operands) else None
         if value is None:
@@ -229,9 +240,16 @@ def _bias(binding: Binding, program: Program, wanted: set[str], taken: tuple[int
         if value.name in program.fixed:
             return k, False
     for k, operand in enumerate(binding.layout.line.operands[len(operands) :], len(operands)):
-        if operand.optional and operand.axes is not None and set(_flat(operand.axes)) == wanted:
+        if operand.optional and operand.axes is not None and _adds(operand.axes, wanted):
             return k, True
     return None, False
+
+
+def _adds(axes: Sequence[Axis], wanted: set[str]) -> bool:
+    """Whether a constant of these axes is a row of results, or several of them (a recurrent layer has two)."""
+    letters = _flat(axes)
+    once = len(set(letters)) == len(letters)
+    return once and wanted <= set(letters) and all(one in wanted or one.startswith("#") for one in letters)
 
 
 def pairings_of(grouping: Grouping) -> tuple[Pairing, ...]:
@@ -322,6 +340,21 @@ class Reader:
         linear = self._linear
         letters = _flat(linear.binding.layout.operands[linear.given])
         return () if linear.window else tuple(one for one in letters if one not in (*linear.batch, *linear.columns))
+
+    def gains(self) -> tuple[float, float]:
+        """What the node multiplies the map and the bias by (alpha and beta of a Gemm): asked on ones."""
+        linear = self._linear
+        if linear.window or not linear.direct:
+            return 1.0, 1.0
+        ones = {
+            k: np.ones([1] * len(linear.binding.layout.operands[k] or ()), _INDEX)
+            for k in (linear.given, linear.operand)
+        }
+        if linear.bias is None or linear.vacant:
+            return float(self._alone(ones).reshape(-1)[0]), 1.0
+        bias = np.ones([1] * len(linear.axes(linear.bias)), _INDEX)
+        alpha, both = (float(self._alone({**ones, linear.bias: one}).reshape(-1)[0]) for one in (0 * bias, bias))
+        return alpha, both - alpha
 
     def _letters(self, axes: Sequence[Axis], shape: tuple[int, ...]) -> tuple[list[str], list[int]]:
         letters: list[str] = []
@@ -419,7 +452,7 @@ class Reader:
 
 
 def _flat(axes: Sequence[Axis] | None) -> list[str]:
-    """Letters of axes, products spelled out; numbers as ``#at:n``, and ``""`` for what is no product."""
+    """Letters of axes, products spelled out; numbers as ``#4``, and ``""`` for what is no product."""
     found: list[str] = []
     stack = list(reversed(axes or ()))
     while stack:
@@ -427,12 +460,19 @@ def _flat(axes: Sequence[Axis] | None) -> list[str]:
         if isinstance(axis, Letter):
             found.append(axis.name)
         elif isinstance(axis, Factor):
-            found.append(f"#{len(found)}:{axis.n}")
+            name = f"#{axis.n}"
+            while name in found:
+                name += "'"
+            found.append(name)
         elif isinstance(axis, Product):
             stack.extend(reversed(axis.terms))
         else:
             found.append("")
     return found
+
+
+def _number(factor: str) -> int:
+    return int(factor[1:].rstrip("'"))
 
 
 def _count(letters: Sequence[str], size: Sizes) -> int:

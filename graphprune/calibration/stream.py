@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import IO
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,13 +21,14 @@ from graphprune.ir.program import Array, Runner, inputs_of
 __all__ = ["Stream"]
 
 Feeds = Mapping[str, Array]
-_HELD = 1 << 30  # bytes of values in memory before they go to a file
+_HELD = 1 << 30  # bytes of values in memory before they go to files
+_BLOCK = 1 << 27  # bytes of such a file, which is gone when nothing in it is needed
 
 
 class Stream:
     """Runs ``model`` over ``samples``, up to one node after another.
 
-    Use as a context manager: the file of large values goes when it is left.
+    Use as a context manager: what it holds goes when it is left.
     """
 
     def __init__(self, model: ir.Model, samples: Sequence[Feeds], run: Runner) -> None:
@@ -37,7 +38,8 @@ class Stream:
         self._count = len(samples)
         self._held: dict[str, list[Array]] = {}
         self._bytes = 0
-        self._file: IO[bytes] | None = None
+        self._block: np.memmap[Any, np.dtype[np.uint8]] | None = None
+        self._used = 0
         self.refresh()
         for value in inputs_of(model):
             if value.name:
@@ -50,8 +52,7 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._held.clear()
-        if self._file is not None:
-            self._file.close()
+        self._block = None
 
     def refresh(self) -> None:
         """Look at the model again, after nodes were added behind those that have been run."""
@@ -101,13 +102,14 @@ class Stream:
         if self._bytes + array.nbytes <= _HELD or not array.size:
             self._bytes += array.nbytes
             return array
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="graphprune-")  # noqa: SIM115
-        self._file.seek(0, 2)
-        offset = self._file.tell()
-        self._file.write(np.ascontiguousarray(array).tobytes())
-        self._file.flush()
-        return np.memmap(self._file, dtype=array.dtype, mode="r", offset=offset, shape=array.shape)
+        if self._block is None or self._used + array.nbytes > self._block.size:
+            with tempfile.TemporaryFile(prefix="graphprune-") as file:  # it goes with the last array in it
+                self._block = np.memmap(file, dtype=np.uint8, mode="w+", shape=(max(_BLOCK, array.nbytes),))
+            self._used = 0
+        place = self._block[self._used : self._used + array.nbytes].view(array.dtype).reshape(array.shape)
+        place[...] = array
+        self._used += -(-array.nbytes // 64) * 64
+        return place
 
     def _part(self, nodes: Sequence[ir.Node], outputs: Sequence[str]) -> tuple[ir.Model, list[str]]:
         """Some of the nodes as a model of their own: only those that its outputs need."""

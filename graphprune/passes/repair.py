@@ -172,6 +172,7 @@ class _Repairing:
 
     def _one(self, linear: Linear, whole: Stream, cut: Stream) -> Step | None:
         grouping, keep, program = self.grouping, self.keep, self.grouping.coupling.program
+        assert self.run is not None
         node = cut.node(linear.name)
         whole.reach(whole.node(linear.name))
         cut.reach(node)
@@ -196,7 +197,9 @@ class _Repairing:
             return None
         ridge, found = (None, start) if self.options.method == "bias" else self._fitted(start, fit, held, every)
         shift = every.mean_y - _times(found, every.mean)
-        self._write(node, linear, shift, after, None if found is start else found)
+        alpha, beta = Reader(linear, node, after, self.run, self.model).gains()
+        scaled = shift * alpha / (beta if linear.bias is not None else 1.0)
+        self._write(node, linear, scaled, after, None if found is start else found)
         cut.refresh()
         return Step(
             linear.name, int(columns.size), raw / power if power else 0.0,
@@ -205,7 +208,11 @@ class _Repairing:
 
     def _takes_bias(self, linear: Linear, node: ir.Node) -> bool:
         """Whether a bias is there, costs nothing, or is worth a node more because columns went."""
-        if linear.bias is not None or not linear.masks(self.grouping, linear.columns, self.keep).all():
+        if linear.bias is not None:
+            return True
+        if not linear.direct:
+            return False
+        if not linear.masks(self.grouping, linear.columns, self.keep).all():
             return True
         return self._following(node, None) is not None
 
