@@ -1,7 +1,7 @@
 # Every target makes its own virtual environment at first use; a second call finds it and installs nothing.
 # An environment is made anew when pyproject.toml, constraints.txt or this file changes.
 #
-#   make demo    prune a real OCR network from a PyPI package, prove the cut, measure both (needs no torch)
+#   make demo    make a real OCR network faster, prove the cut, repair it, show what it reads (needs no torch)
 #   make test    the default tests
 #   make check   what CI runs: ruff (lint and format), mypy --strict, the default tests
 #   make sweep   the long tests over many torchvision, timm and transformers networks
@@ -43,7 +43,7 @@ $(VENV_DEMO)/.ready: $(MADE_FROM)
 	@echo "making $(VENV_DEMO) (demo; without torch)"
 	rm -rf $(VENV_DEMO)
 	$(PYTHON) -m venv $(VENV_DEMO)
-	$(VENV_DEMO)/bin/python -m pip install $(PIP_FLAGS) -e .
+	$(VENV_DEMO)/bin/python -m pip install $(PIP_FLAGS) -e '.[demo]'
 	$(VENV_DEMO)/bin/python -m pip install $(PIP_FLAGS) $(OCR_MODELS)
 	@touch $@
 

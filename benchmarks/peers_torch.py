@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers import ENOUGH, SMALL, Incomparable
 
-__all__ = ["torch_pruning"]
+__all__ = ["last_layer", "torch_pruning"]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
@@ -39,7 +39,7 @@ def torch_pruning(module: nn.Module, example: tuple[Tensor, ...], tell: Callable
             importance=tp.importance.GroupMagnitudeImportance(p=2),
             global_pruning=True,
             pruning_ratio=0.5,
-            ignored_layers=[_last_layer(module, example)],
+            ignored_layers=[last_layer(module, example)],
         )
         tell(builds=True, seconds=time.process_time() - start)
         stage = "step"
@@ -89,7 +89,7 @@ def _difference(wanted: Tensor, found: Tensor) -> float:
     return gap if np.isfinite(gap) else float("inf")
 
 
-def _last_layer(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+def last_layer(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     """The layer with weights that runs last: the classifier."""
     seen: list[nn.Module] = []
     layers = [one for one in module.modules() if isinstance(one, (nn.Linear, *_CONVS))]

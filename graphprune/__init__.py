@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from graphprune._version import __version__
 
 if TYPE_CHECKING:
+    from graphprune.backends.torch import load_state, to_torch
     from graphprune.coupling.groups import Group
     from graphprune.export import ExportOptions, ExportResult
     from graphprune.frontends.graphsurgeon import to_graphsurgeon
@@ -32,7 +33,9 @@ _LAZY = {
     "Plan": "graphprune.passes.plan",
     "Program": "graphprune.ir.program",
     "load": "graphprune.pipeline",
+    "load_state": "graphprune.backends.torch",
     "to_graphsurgeon": "graphprune.frontends.graphsurgeon",
+    "to_torch": "graphprune.backends.torch",
     "verify_files": "graphprune.pipeline",
 }
 
@@ -46,12 +49,17 @@ __all__ = [
     "Program",
     "__version__",
     "load",
+    "load_state",
+    "optim",
     "to_graphsurgeon",
+    "to_torch",
     "verify_files",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "optim":
+        return importlib.import_module("graphprune.optim")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'graphprune' has no attribute {name!r}")

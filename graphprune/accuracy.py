@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,6 +141,48 @@ class Metric:
         if not found:
             raise InputError(f"'{self.source}' returned an empty dictionary; it must return a figure")
         return found
+
+    def exhibits(self, runs: Mapping[str, Run]) -> list[dict[str, Any]]:
+        """Samples to look at, where the function has an attribute ``show``: what each network says of them.
+
+        ``show(run)`` gives pairs of an image (uint8, ``(height, width)`` or ``(height, width, 3)``, or None) and a
+        text, the same images for every network. Each row has ``png`` (base64) and ``says`` (network -> text).
+        """
+        show = getattr(self.function, "show", None)
+        if show is None:
+            return []
+        rows: list[dict[str, Any]] = []
+        for which, run in runs.items():
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    shown = list(show(run))
+            except GraphpruneError:
+                raise
+            except Exception as error:
+                raise InputError(f"'{self.source}' show raised {first_line(error)}") from error
+            for i, (image, text) in enumerate(shown):
+                if len(rows) <= i:
+                    rows.append({"png": None if image is None else _png(np.asarray(image)), "says": {}})
+                rows[i]["says"][which] = str(text)
+        return rows
+
+
+def _png(image: NDArray[Any]) -> str:
+    """A PNG file of grey levels or colours, in base64 (PNG specification, RFC 2083: one IDAT, no filter)."""
+    pixels = image.astype(np.uint8)
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    height, width = pixels.shape[:2]
+    kind = 0 if pixels.ndim == 2 else 2
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1).tobytes()
+
+    def chunk(name: bytes, held: bytes) -> bytes:
+        return struct.pack(">I", len(held)) + name + held + struct.pack(">I", zlib.crc32(name + held))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, held) for name, held in parts)
+    return base64.b64encode(file).decode()
 
 
 def read_metric(source: str | Callable[[Run], Any]) -> Metric:

@@ -16,6 +16,7 @@ __all__ = [
     "RuleError",
     "RunTimeoutError",
     "TargetError",
+    "UnsupportedError",
     "UsageError",
     "VerificationError",
 ]
@@ -37,6 +38,14 @@ class InputError(GraphpruneError):
     """The model (or plan, or data) given cannot be read or run: truncated, missing external data, wrong shapes."""
 
     exit_code = 2
+
+
+class UnsupportedError(InputError):
+    """The model holds operators that the target has no counterpart of; ``refusals``: (operator, node, reason) each."""
+
+    def __init__(self, message: str, refusals: tuple[tuple[str, str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.refusals = refusals
 
 
 class RunTimeoutError(GraphpruneError):

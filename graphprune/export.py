@@ -60,8 +60,8 @@ class ExportOptions:
         plan: a saved plan to replay instead of scoring and allocating.
         criterion, criterion_options: see :func:`graphprune.passes.score.criterion`; None: ``obs`` where there are
             calibration data, else ``magnitude``.
-        allocation: ``global``, ``uniform`` or ``knapsack``; None: ``knapsack`` for a latency target or with calibration
-            data, else ``global``.
+        allocation: ``global``, ``uniform`` or ``knapsack``; None: ``knapsack`` for a latency target or the criterion
+            ``obs``, else ``global``.
         calib: calibration data, see :func:`graphprune.frontends.samples.read_samples`; None: none.
         calib_samples: at most so many runs of them; calib_images: how images are read.
         repair: ``refit``, ``bias`` or ``none``; None: ``refit`` where there are calibration data.
@@ -255,10 +255,12 @@ class Accuracy:
         metric: the user's figures of each; empty without a metric.
         fidelity: of the cut network and of the artefact to the original, on samples that nothing was fitted to; empty
             without calibration data.
+        exhibits: samples with what each network says of them, see :meth:`graphprune.accuracy.Metric.exhibits`.
     """
 
     metric: Mapping[str, Mapping[str, Figure]]
     fidelity: Mapping[str, Fidelity]
+    exhibits: Sequence[Mapping[str, Any]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """All figures."""
@@ -267,6 +269,7 @@ class Accuracy:
                 which: {name: one.to_json() for name, one in figures.items()} for which, figures in self.metric.items()
             },
             "fidelity": {which: one.to_json() for which, one in self.fidelity.items()},
+            "exhibits": [dict(one) for one in self.exhibits],
         }
 
 
@@ -296,12 +299,25 @@ def _whole(network: Network) -> dict[Quantity, int]:
     return {"params": network.cost.params({}), "macs": network.cost.macs({})}
 
 
+def _settled(options: ExportOptions) -> ExportOptions:
+    """With the choices that were left open."""
+    data = options.calib is not None
+    ranking = options.criterion or ("obs" if data else "magnitude")
+    adds_up = options.target_latency is not None or ranking == "obs"
+    return replace(
+        options,
+        criterion=ranking,
+        allocation=options.allocation or ("knapsack" if adds_up else "global"),
+        repair=options.repair or ("refit" if data else "none"),
+    )
+
+
 class _Export:
     def __init__(self, network: Network, out: Path, options: ExportOptions, model: LatencyModel | None = None) -> None:
         self.model = model
         self.scores: Scores | None = None
         self.network = network
-        self.options = options
+        self.options = _settled(options)
         self.targets = check_targets(options, out)
         self.out = Path(out)
         self.seconds: dict[str, float] = {}
@@ -460,7 +476,7 @@ class _Export:
         return _Made(cut, repaired, written, verdict, comparison, tuple(notes))
 
     def _repairs(self) -> bool:
-        return bool(self.samples.count) and self.options.repair != "none"
+        return self.options.repair in METHODS
 
     def _method(self) -> Method:
         return "bias" if self.options.repair == "bias" else "refit"
@@ -481,11 +497,16 @@ class _Export:
                     outputs[which] = outputs_of(run, self.held.feeds)
                 if self.metric is not None:
                     figures[which] = self.metric(run)
+        shown = []
+        if self.metric is not None:
+            shown = self.metric.exhibits({which: partial(OrtRunner(), model) for which, model in models.items()})
         near = {which: fidelity(outputs["original"], one) for which, one in outputs.items() if which != "original"}
         if made.repaired is None:  # the cut network is the artefact
             figures = {("artefact" if which == "cut" else which): one for which, one in figures.items()}
             near = {"artefact": near["cut"]} if near else {}
-        return Accuracy(figures, near)
+            for one in shown:
+                one["says"] = {("artefact" if which == "cut" else which): text for which, text in one["says"].items()}
+        return Accuracy(figures, near, shown)
 
     def _build(self, staging: Path) -> dict[str, Any] | None:
         """What the backend deploys beside the ONNX file, or None where it runs that file itself."""
@@ -514,10 +535,8 @@ class _Export:
         if not chosen:
             raise NothingPrunableError(_why_nothing(grouping, options.stat))
         scores = self._scored(chosen)
-        plain = options.target_latency is None and options.calib is None
-        method = allocator(
-            options.allocation or ("global" if plain else "knapsack"), floor=options.floor, align=options.align
-        )
+        assert options.allocation is not None
+        method = allocator(options.allocation, floor=options.floor, align=options.align)
         if options.target_latency is None:
             with timed(self.seconds, "allocate"):
                 allocation = method.allocate(chosen, scores, network.cost, self.targets)
@@ -532,9 +551,9 @@ class _Export:
         network, options = self.network, self.options
         if self.scores is not None:
             return self.scores
-        name = options.criterion or ("magnitude" if options.calib is None else "obs")
-        extra = {"seed": options.seed} if name == "random" else {}
-        ranking = criterion(name, **{**extra, **options.criterion_options})
+        assert options.criterion is not None
+        extra = {"seed": options.seed} if options.criterion == "random" else {}
+        ranking = criterion(options.criterion, **{**extra, **options.criterion_options})
         with timed(self.seconds, "score"):
             if not isinstance(ranking, Criterion):
                 ranking = ranking.on(Observations(network.grouping, self.samples.feeds, OrtRunner(), options.seed))
@@ -580,7 +599,7 @@ class _Export:
         asked = LatencyTarget.parse(options.target_latency)
         target = replace(asked, value=asked.value * tightened)
         with timed(self.seconds, "meet"):
-            return meet(
+            met = meet(
                 target,
                 self.model,
                 chosen,
@@ -594,6 +613,7 @@ class _Export:
                 timing,
                 options.statistic,
             )
+        return replace(met, target=asked, share=met.share / tightened)
 
     def _written(self, model: ir.Model, path: Path, limit: int | None) -> tuple[Path, ...]:
         # A source that keeps its data beside it gets such an artefact: it can be run without being read as a whole.

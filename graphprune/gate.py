@@ -7,16 +7,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphprune.backends.base import BackendOptions
 from graphprune.errors import InputError, NoiseError, TargetError, UsageError, VerificationError
 from graphprune.frontends.onnx import read_onnx
 from graphprune.ir.files import sha256_of
 from graphprune.latency.measure import Comparison, MeasureOptions, measure
-from graphprune.passes.files import read_plan, saved_members
+from graphprune.passes.files import keep_of, read_plan, replay, saved_members
+from graphprune.passes.shrink import Shrink
 from graphprune.passes.verify import Verdict, Verify
 from graphprune.pipeline import load, verify_program
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["GateResult", "LatencyLimit", "gate"]
 
@@ -157,7 +161,13 @@ def gate(
     else:
         check = Verify(options["samples"], options["atol"], options["rtol"], options["seed"])
         members = saved_members(plan)
-        verdict = verify_program(network.program, members, read_onnx(artefact), check, options["verify_dtype"])
+        pruned = read_onnx(artefact)
+        if document.get("repair") is not None:  # the proof is of the cut; repair then changed what constants hold
+            cut = Shrink(keep_of(replay(plan, network.grouping), network.grouping))(network.grouping)
+            _same_shapes(cut, pruned, artefact)
+            pruned = cut
+            notes.append("repaired after the cut: the cut was made again from the original and proved")
+        verdict = verify_program(network.program, members, pruned, check, options["verify_dtype"])
     comparison = None
     if allowed is not None and (verdict is None or verdict.passed):
         timing = _timing(options, duration, threads)
@@ -200,6 +210,16 @@ def _same_files(path: Path, expected: Mapping[str, str], what: str) -> None:
             raise VerificationError(
                 f"'{path.parent / name}' is not {what} that the manifest was written for: their SHA-256 differ"
             )
+
+
+def _same_shapes(cut: ir.Model, artefact: ir.Model, path: Path) -> None:
+    """Repair changes what constants hold, and adds biases; nothing that the cut left has another shape."""
+    left, held = ({name: value.shape for name, value in one.graph.initializers.items()} for one in (cut, artefact))
+    if other := [name for name in left if name in held and left[name] != held[name]]:
+        raise VerificationError(
+            f"'{path}' is not the cut network repaired: '{other[0]}' has the shape {held[other[0]]}, the cut leaves "
+            f"{left[other[0]]}"
+        )
 
 
 def _timing(options: Mapping[str, Any], duration: float | None, threads: int | None) -> MeasureOptions:

@@ -12,12 +12,15 @@ from graphprune.report.tables import count, text_of
 
 __all__ = [
     "MARK",
+    "accuracy_rows",
+    "accuracy_sentences",
     "check_command",
     "command",
     "headline",
     "made",
     "model_card",
     "reached_rows",
+    "repair_sentence",
     "target_rows",
     "verification_sentence",
 ]
@@ -27,7 +30,8 @@ MARK = "<!-- written by graphprune export -->"  # tells a card that may be repla
 
 # Options that are text or numbers, in the order of the command.
 _VALUES = (
-    *("target_latency", "target_params", "target_macs", "plan", "criterion", "allocation", "latency_table", "floor"),
+    *("target_latency", "target_params", "target_macs", "plan", "calib", "calib_samples", "criterion", "allocation"),
+    *("latency_table", "floor", "repair", "metric"),
     *("align", "verify_dtype", "samples", "atol", "rtol", "max_shard_size", "seed"),
 )
 _CHOICE = ("criterion", "allocation", "floor", "align")  # what a plan that is replayed leaves nothing to do
@@ -46,6 +50,9 @@ def command(manifest: Mapping[str, Any]) -> list[str]:
         value = options.get(name)
         if value is not None and not (options["plan"] and name in _CHOICE):
             parts.append([_flag(name), f"{value:g}" if isinstance(value, float) else str(value)])
+    if (images := options.get("calib_images")) is not None:
+        numbers = [f"{key}={':'.join(f'{one:g}' for one in images[key])}" for key in ("mean", "std")]
+        parts.append(["--calib-images", ",".join([*numbers, f"channels={images['channels']}"])])
     for key, value in options["criterion_options"].items():
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         parts.append(["--criterion-option", f"{key}={text}"])
@@ -85,7 +92,7 @@ def check_command(manifest: Mapping[str, Any]) -> str:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--eval" if name == "metric" else "--" + name.replace("_", "-")
 
 
 def target_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
@@ -159,6 +166,56 @@ def verification_sentence(manifest: Mapping[str, Any]) -> str:
     return verdict_line(made(Verdict, manifest["verification"])) + "."
 
 
+def accuracy_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What was measured of the outputs: figure, original, cut only, artefact."""
+    found = manifest.get("accuracy")
+    if found is None:
+        return []
+    metric, near = found["metric"], found["fidelity"]
+
+    def row(words: str, figures: Mapping[str, Any]) -> tuple[str, str, str, str]:
+        return (words, *(_interval(figures.get(which)) for which in ("original", "cut", "artefact")))  # type: ignore
+
+    names = dict.fromkeys(name for one in metric.values() for name in one)
+    rows = [row(name, {which: one.get(name) for which, one in metric.items()}) for name in names]
+    for key, words in (("top1", "top-1 agreement"), ("cosine", "cosine of outputs"), ("kl", "KL divergence, nats")):
+        figures = {which: one[key] for which, one in near.items()}
+        if any(figures.values()):
+            rows.append(row(words, figures))
+    return rows
+
+
+def _interval(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return ""
+    return f"{one['value']:.4f}" + ("" if one["low"] is None else f" ({one['low']:.4f} to {one['high']:.4f})")
+
+
+def repair_sentence(manifest: Mapping[str, Any]) -> str:
+    """What repair did; empty where nothing was repaired."""
+    repaired, data = manifest.get("repair"), manifest.get("calibration")
+    if repaired is None or data is None:
+        return ""
+    maps = repaired["maps"]
+    before, after = (sum(one[key] for one in maps) / max(1, len(maps)) for key in ("before", "after"))
+    how = "constants and biases refitted" if repaired["method"] == "refit" else "biases shifted"
+    return (
+        f"Repaired on {data['fitted']} samples ({how}): {len(maps)} linear maps missed {before:.1%} of the original's "
+        f"variance on average before, {after:.1%} afterwards."
+    )
+
+
+def accuracy_sentences(manifest: Mapping[str, Any]) -> list[str]:
+    """What repair did and how good the artefact is, or that this was not measured."""
+    rows = accuracy_rows(manifest)
+    figures = "; ".join(f"{row[0]}: {row[3]}" + (f" (original {row[1]})" if row[1] else "") for row in rows)
+    unknown = (
+        "Accuracy was not measured: removing units changes what the network says. Measure it on your own data, and "
+        "fine-tune if too much was lost."
+    )
+    return [one for one in (repair_sentence(manifest), f"{figures}." if rows else unknown) if one]
+
+
 def model_card(manifest: Mapping[str, Any]) -> str:
     """README.md in Markdown: what the artefact is, how to run it, how it was made, what was proved and measured."""
     name = str(manifest["source"]["name"])
@@ -195,8 +252,12 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     lines += ["## Proof and limits", "", _plain(verification_sentence(manifest)), ""]
     lines += [
         "The masked original is the original network with the removed units silenced: the check proves that nothing "
-        "but them was changed. It says nothing about accuracy, which was not measured here: measure it on your own "
-        "data, and fine-tune if too much was lost. Licence and intended use are those of the original.",
+        "but them was changed."
+        + (" Then what was left was repaired, which changes it on purpose." if manifest.get("repair") else ""),
+        "",
+        *(_plain(line) for line in accuracy_sentences(manifest)),
+        "",
+        "Licence and intended use are those of the original.",
         "",
     ]
     lines += [f"- {_plain(note)}" for note in dict.fromkeys(manifest["notes"])]

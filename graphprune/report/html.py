@@ -8,11 +8,14 @@ from typing import Any
 
 from graphprune.report import charts
 from graphprune.report.card import (
+    accuracy_rows,
+    accuracy_sentences,
     check_command,
     command,
     headline,
     made,
     reached_rows,
+    repair_sentence,
     target_rows,
     verification_sentence,
 )
@@ -41,7 +44,13 @@ def report_html(manifest: Mapping[str, Any]) -> str:
         parts.append(_layers(drawn["layers"]))
     if target is not None:
         parts.append(_curves(target, drawn.get("curves")))
-    parts += [_verification(manifest), _refusals(manifest["refusals"]), _reproduce(manifest), _environment(manifest)]
+    parts += [
+        _verification(manifest),
+        _accuracy(manifest),
+        _refusals(manifest["refusals"]),
+        _reproduce(manifest),
+        _environment(manifest),
+    ]
     when = str(manifest["created"]).replace("T", " ").replace("+00:00", " UTC")
     lead = f"Pruned by graphprune {manifest['versions']['graphprune']}, {when}"
     return page(str(manifest["source"]["name"]), lead, "".join(parts))
@@ -240,10 +249,34 @@ def _verification(manifest: Mapping[str, Any]) -> str:
                 f"nothing else. The largest difference was in {checked['worst']}."
             )
         )
-    parts.append(
-        say("Accuracy was not measured: removing units changes what the network says. Measure it on your own data.")
-    )
     return section("Verification", *parts)
+
+
+def _accuracy(manifest: Mapping[str, Any]) -> str:
+    rows = accuracy_rows(manifest)
+    if not rows:
+        return section("Accuracy", *(say(one) for one in accuracy_sentences(manifest)))
+    parts = [say(one) for one in [repair_sentence(manifest)] if one]
+    parts.append(table(("", "original", "cut only", "artefact"), rows, (1, 2, 3)))
+    held = (manifest.get("calibration") or {}).get("held_out")
+    if held:
+        said = f"Agreement, cosine and divergence are to the original, on {held} samples that nothing was fitted to."
+        parts.append(say(said, "small"))
+    return section("Accuracy", *parts, _exhibits(manifest["accuracy"]["exhibits"]))
+
+
+def _exhibits(shown: Sequence[Mapping[str, Any]]) -> str:
+    """A strip of samples with what each network makes of them."""
+    if not shown:
+        return ""
+    names = [name for name in ("original", "cut", "artefact") if name in shown[0]["says"]]
+    head = "".join(f"<th>{escape({'cut': 'cut only'}.get(name, name))}</th>" for name in ("sample", *names))
+    lines = ""
+    for one in shown:
+        image = f'<img src="data:image/png;base64,{escape(one["png"])}" alt="">' if one["png"] else ""
+        cells = "".join(f"<td>{escape(text_of(one['says'][name]))}</td>" for name in names)
+        lines += f"<tr><td>{image}</td>{cells}</tr>\n"
+    return f'<table class="small wide shown"><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>'
 
 
 def _refusals(refusals: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,8 @@ from graphprune.report.tables import text_of
 __all__ = ["GENERATOR", "listing", "page", "say", "section", "table", "tile"]
 
 GENERATOR = '<meta name="generator" content="graphprune export">'  # tells a page that may be replaced
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a browser would fetch nothing even if it were asked to
+# a browser would fetch nothing even if it were asked to
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(title: str, lead: str, body: str) -> str:
@@ -88,6 +89,7 @@ th,td{padding:4px 24px 4px 0;text-align:left;vertical-align:top;border-bottom:1p
 th{font-weight:600;color:var(--quiet);white-space:nowrap}
 th:last-child,td:last-child{padding-right:0}
 th.n,td.n{text-align:right;white-space:nowrap}td{overflow-wrap:anywhere}
+.shown img{max-width:260px;max-height:40px;display:block}
 .wide{width:100%}.wide th,.wide td{padding-right:8px}
 .hashes td{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:12px}
 figure{margin:16px 0}.chart{display:block;max-width:100%;height:auto}

@@ -32,6 +32,7 @@ def pareto_document(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 "ratio_high": found["ratio_high"],
                 "median_ms": found["b"]["median_ms"],
                 "importance_kept": target["rounds"][target["chosen"]]["kept"],
+                "quality": _quality(manifest, "artefact"),
                 "params": manifest["reached"]["params"],
                 "macs": manifest["reached"]["macs"],
                 "verification": manifest["verification"],
@@ -52,29 +53,64 @@ def pareto_document(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "created": max(str(manifest["created"]) for manifest in members.values()),
         "graphprune": first["versions"]["graphprune"],
         "source": dict(first["source"]),
-        "original": {**first["original"], "median_ms": first["latency"]["a"]["median_ms"]},
+        "original": {
+            **first["original"],
+            "median_ms": first["latency"]["a"]["median_ms"],
+            "quality": _quality(first, "original"),
+        },
         "confidence": first["latency"]["confidence"],
         "fingerprint": dict(first["latency"]["fingerprint"]),
         "members": rows,
     }
 
 
+def _quality(manifest: Mapping[str, Any], which: str) -> dict[str, Any] | None:
+    """The figure that says how good a network is: the user's metric, else its agreement with the original."""
+    found = manifest.get("accuracy")
+    if found is None:
+        return None
+    if found["metric"]:
+        name, figure = next(iter(found["metric"][which].items()))
+        return {"name": name, **figure}
+    if which == "original":
+        return {"name": "", "value": 1.0, "low": None, "high": None}
+    near = found["fidelity"].get(which, {})
+    for key, words in (("top1", "top-1 agreement"), ("cosine", "cosine of outputs")):
+        if near.get(key) is not None:
+            return {"name": words, **near[key]}
+    return None
+
+
+def _figures(document: Mapping[str, Any]) -> tuple[str, str, float, list[tuple[float, float, float]]]:
+    """What stands on the second axis: its name, how a tick is written, the original's, each member's with interval."""
+    rows, whole = document["members"], document["original"].get("quality")
+    if whole is None or any(one.get("quality") is None for one in rows):
+        return "importance kept", "%", 1.0, [(one["importance_kept"],) * 3 for one in rows]
+    named = next((one["quality"]["name"] for one in rows), "")
+    found = []
+    for one in rows:
+        of = one["quality"]
+        found.append((of["value"], *((of["value"],) * 2 if of["low"] is None else (of["low"], of["high"]))))
+    return named, "", whole["value"], found
+
+
 def pareto_html(document: Mapping[str, Any]) -> str:
     """The page of a :func:`pareto_document`; the same document gives the same bytes."""
     of, rows, whole = document["fingerprint"], document["members"], document["original"]
+    figure, _, _, figures = _figures(document)
     threads = f"{of['threads']} thread{'' if of['threads'] == 1 else 's'}"
     how = (
         f"{len(rows)} artefacts of one network, each cut to a share of its measured time and each measured in turn "
         f"with the original on {of['backend']} {of['version']}, {of['device']}, {threads}. Further left is faster, "
-        f"further up keeps more of the importance; lines are {document['confidence']:.0%} intervals. A point leads to "
-        "the report of its artefact."
+        f"further up is better ({figure}); lines are {document['confidence']:.0%} intervals. A point leads to the "
+        "report of its artefact."
     )
     beaten = sum(one["dominated"] for one in rows)
     if beaten:
         how += f" Hollow points ({beaten}) are dominated: another artefact is as fast and keeps as much, or better."
-    heads = ("target", "measured", "interval", "median ms", "importance", "parameters", "MACs", "verified")
+    heads = ("target", "measured", "interval", "median ms", figure, "parameters", "MACs", "verified")
     head = "".join(f'<th class="n">{text}</th>' if i else f"<th>{text}</th>" for i, text in enumerate(heads))
-    lines = "".join(_row(one, whole) for one in rows)
+    lines = "".join(_row(one, whole, kept) for one, kept in zip(rows, figures, strict=True))
     table = f'<table class="small wide"><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>'
     said = say(
         f"The original: {whole['median_ms']:.3f} ms, {count(whole['params'])} parameters, {count(whole['macs'])} MACs.",
@@ -85,7 +121,7 @@ def pareto_html(document: Mapping[str, Any]) -> str:
     lead = f"A family of latency targets, pruned by graphprune {document['graphprune']}, {when}"
     notes = [f"{one['target']}: {note}" for one in rows for note in dict.fromkeys(one["notes"])]
     said += listing(notes) if notes else ""
-    body = section("Time against importance", say(how), f"<figure>{pareto_chart(document).inline()}</figure>")
+    body = section(f"Time against {figure}", say(how), f"<figure>{pareto_chart(document).inline()}</figure>")
     return page(str(document["source"]["name"]), lead, body + section("Artefacts", table, said, data))
 
 
@@ -93,13 +129,13 @@ def _link(folder: str) -> str:
     return escape(f"{quote(folder)}/report.html")
 
 
-def _row(one: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+def _row(one: Mapping[str, Any], whole: Mapping[str, Any], kept: tuple[float, float, float]) -> str:
     verdict = one["verification"]
     cells = (
         f"{one['ratio']:.3f}x",
         f"{one['ratio_low']:.3f} to {one['ratio_high']:.3f}",
         f"{one['median_ms']:.3f}",
-        f"{one['importance_kept']:.1%}",
+        f"{kept[0]:.1%}" if kept[0] == one["importance_kept"] else f"{kept[0]:.4f}",
         *(f"{one[key] / whole[key] if whole[key] else 1.0:.3f}x" for key in ("params", "macs")),
         "not asked for" if verdict is None else f"{verdict['max_rel']:.1e}",
     )
@@ -109,38 +145,44 @@ def _row(one: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
 
 
 def pareto_chart(document: Mapping[str, Any]) -> Chart:
-    """Measured ratio with its interval against importance kept; the original is at 1x and 100 %."""
+    """Measured ratio with its interval against how good it is (importance kept where that was not measured)."""
     rows = document["members"]
+    name, unit, best, figures = _figures(document)
     left, right, top, base = 52.0, WIDTH - 20.0, 16.0, 316.0
     low, high = min(0.95, *(one["ratio_low"] for one in rows)), max(1.0, *(one["ratio_high"] for one in rows))
     pad = 0.06 * (high - low)
     low, high = max(low - pad, 0.0), high + pad
-    least = min(0.95, *(one["importance_kept"] for one in rows))
-    least, most = least - 0.1 * (1.0 - least), 1.0 + 0.06 * (1.0 - least)
+    values = [best, *(one for found in figures for one in found)]
+    least, most = min(values), max(values)
+    room = max(most - least, 0.01 * max(abs(most), 1e-9))
+    least, most = least - 0.1 * room, most + 0.06 * room
 
     x_of, y_of = scale(low, high, left, right), scale(least, most, base, top)
     parts = []
-    for value in axis_ticks(least, 1.0, 6):
+    for value in axis_ticks(least, most, 6):
+        text = f"{100 * value:g}%" if unit else f"{value:g}"
         parts.append(f'<path class="gl" d="M{number(left)} {number(y_of(value))}H{number(right)}"/>')
-        parts.append(f'<text class="q e" x="{number(left - 8)}" y="{number(y_of(value) + 4)}">{100 * value:g}%</text>')
+        parts.append(f'<text class="q e" x="{number(left - 8)}" y="{number(y_of(value) + 4)}">{text}</text>')
     for value in axis_ticks(low, high, 9):
         parts.append(f'<path class="al" d="M{number(x_of(value))} {number(base)}v4"/>')
         parts.append(f'<text class="q m" x="{number(x_of(value))}" y="{number(base + 18)}">{value:g}x</text>')
     parts.append(f'<path class="al" d="M{number(left)} {number(base)}H{number(right)}"/>')
-    parts.append(f'<text class="q" x="{number(left)}" y="10">importance kept</text>')
+    parts.append(f'<text class="q" x="{number(left)}" y="10">{label(name, 40)}</text>')
     parts.append(f'<text class="q e" x="{number(right)}" y="{number(base + 36)}">measured time / original</text>')
-    front = [(1.0, 1.0), *((one["ratio"], one["importance_kept"]) for one in rows if not one["dominated"])]
+    shown = list(zip(rows, figures, strict=True))
+    front = [(1.0, best), *((one["ratio"], kept[0]) for one, kept in shown if not one["dominated"])]
     path = "L".join(f"{number(x_of(x))} {number(y_of(y))}" for x, y in front)
     parts.append(f'<path class="nl" d="M{path}"/>')
-    points = [(1.0, 1.0, "original"), *((one["ratio"], one["importance_kept"], str(one["target"])) for one in rows)]
+    points = [(1.0, best, "original"), *((one["ratio"], kept[0], str(one["target"])) for one, kept in shown)]
     dots = [(x_of(x), y_of(y)) for x, y, _ in points]
     parts.append(f'<circle class="was" cx="{number(dots[0][0])}" cy="{number(dots[0][1])}" r="5"/>')
-    for one, (x, y) in zip(rows, dots[1:], strict=True):
+    for (one, kept), (x, y) in zip(shown, dots[1:], strict=True):
         line = f'<path class="nl" d="M{number(x_of(one["ratio_low"]))} {number(y)}H{number(x_of(one["ratio_high"]))}"/>'
-        said = (
-            f"{one['target']}: {one['ratio']:.3f}x, {one['ratio_low']:.3f} to {one['ratio_high']:.3f}, "
-            f"{one['importance_kept']:.1%} kept"
+        said = f"{one['target']}: {one['ratio']:.3f}x, {one['ratio_low']:.3f} to {one['ratio_high']:.3f}, " + (
+            f"{kept[0]:.1%} kept" if unit else f"{name} {kept[0]:.4f}"
         )
+        if kept[2] > kept[1]:
+            line += f'<path class="nl" d="M{number(x)} {number(y_of(kept[1]))}V{number(y_of(kept[2]))}"/>'
         kind = "hollow" if one["dominated"] else "now"
         dot = f'<circle class="{kind}" cx="{number(x)}" cy="{number(y)}" r="5.5"/>'
         parts.append(f'{line}<a href="{_link(one["folder"])}"><title>{escape(text_of(said))}</title>{dot}</a>')

@@ -19,7 +19,7 @@ def _recurrent(node: NodeView, gates: int, states: int, peepholes: bool) -> str:
 
 @rule("LSTM")
 def _lstm(node: NodeView) -> str:
-    """t b i, D (4 h) i, D (4 h) h', D (2 4 h)?, b?, D b h?, D b h?, D (3 h)? -> t D b h, D b h, D b h | h=@hidden_size"""
+    """t b i, D (4 h) i, D (4 h) h', D (2 4 h)?, b?, D b h?, D b h?, D (3 h)? -> t D b h, D b h, D b h | h=@hidden_size"""  # noqa: E501
     return _recurrent(node, 4, 2, peepholes=True)
 
 

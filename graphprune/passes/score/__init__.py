@@ -14,6 +14,7 @@ from graphprune.errors import InputError
 from graphprune.passes.score.activations import Activation, Fluctuation, Variance, Wanda
 from graphprune.passes.score.base import NORMALIZERS, REDUCTIONS, Calibrated, Criterion, Scores, Tensors
 from graphprune.passes.score.chance import Random
+from graphprune.passes.score.gradients import Fisher, Grasp, Snip, Synflow, Taylor
 from graphprune.passes.score.reconstruction import Obs
 from graphprune.passes.score.registry import create
 from graphprune.passes.score.scales import BnScale
@@ -31,13 +32,18 @@ __all__ = [
     "BnScale",
     "Calibrated",
     "Criterion",
+    "Fisher",
     "Fluctuation",
     "Fpgm",
+    "Grasp",
     "Lamp",
     "Magnitude",
     "Obs",
     "Random",
     "Scores",
+    "Snip",
+    "Synflow",
+    "Taylor",
     "Tensors",
     "Variance",
     "Wanda",
@@ -51,12 +57,17 @@ ENTRY_POINTS = "graphprune.criteria"
 CRITERIA: Mapping[str, Callable[..., Criterion | Calibrated]] = {
     "activation": Activation,
     "bn-scale": BnScale,
+    "fisher": Fisher,
     "fluctuation": Fluctuation,
     "fpgm": Fpgm,
+    "grasp": Grasp,
     "lamp": Lamp,
     "magnitude": Magnitude,
     "obs": Obs,
     "random": Random,
+    "snip": Snip,
+    "synflow": Synflow,
+    "taylor": Taylor,
     "variance": Variance,
     "wanda": Wanda,
 }

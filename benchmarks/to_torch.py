@@ -1,0 +1,274 @@
+"""Every network of the zoo as a ``torch.fx.GraphModule``, held to ONNX Runtime's outputs; do gradients arrive?
+
+    python -m benchmarks.to_torch                          # every network without a row yet, then the table
+    python -m benchmarks.to_torch --networks resnet18,unet # these again
+    python -m benchmarks.to_torch --suites timm,qdq        # these suites' networks again
+    python -m benchmarks.to_torch --table                  # the table alone
+
+Needs graphprune[zoo] for all rows; a network whose packages are missing is a row that says so. Nothing is downloaded
+and nothing is trained: all weights but those of the files of packages are random (seed 0).
+
+Every network runs in a process of its own, which is ended after 600 s or at 8 GB: it is loaded and observed, made a
+module, and run on fresh random inputs of the examples' sizes and, where dimensions are symbolic, of the other sizes
+observed. The error is the largest difference to ONNX Runtime over the output's largest magnitude. Where float32 (or
+fewer bits) differ by more than 1e-4, the module in float64 is held to the reference implementation in float64, and that
+decides. Then the sum of the outputs, randomly weighted, is differentiated in eval mode.
+
+Rows are lines of JSON in ``docs/to-torch.jsonl``, one per network, replaced when a network is run again: a sweep that
+was interrupted goes on where it stopped. The table is ``docs/to-torch.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import ROOT, last_line, load_network, machine_line, markdown_table, run_child
+from benchmarks.coverage import read_rows, write_rows
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from graphprune.ir.program import Array, Program
+
+RESULTS = ROOT / "docs" / "to-torch.jsonl"
+TABLE = ROOT / "docs" / "to-torch.md"
+TIMEOUT_S = 600.0
+MEMORY = 8_000_000_000
+RTOL = 1e-4
+Row = dict[str, Any]
+
+
+def examine(name: str, tell: Callable[[Row], None]) -> None:
+    """One network, in this process: ``tell`` is given more figures after every stage.
+
+    ``status`` is ``equal``, or what went wrong: ``missing`` (packages), ``not made`` (the zoo's or a tool's fault),
+    ``refused``, ``not equal``, ``failed``; ``reason`` says more.
+    """
+    from graphprune import to_torch
+    from graphprune.errors import GraphpruneError, UnsupportedError
+    from graphprune.ir.observe import random_feeds
+    from models_zoo import ZOO
+
+    if missing := ZOO[name].missing():
+        tell({"status": "missing", "reason": f"needs {', '.join(missing)}"})
+        return
+    tell({"status": "failed", "reason": "crashed while it was loaded"})
+    start = time.perf_counter()
+    try:
+        network = load_network(name)
+    except (GraphpruneError, Exception) as error:  # tools that make variants raise what they like: the row says it
+        tell({"status": "not made", "reason": f"{type(error).__name__}: {error}"})
+        return
+    program = network.program
+    seconds = {"load": time.perf_counter() - start}
+    tell({"reason": "crashed while it became a module", "seconds": seconds})
+    start = time.perf_counter()
+    try:
+        module = to_torch(network)
+    except UnsupportedError as error:
+        tell({"status": "refused", "reason": str(error), "refusals": [list(one) for one in error.refusals]})
+        return
+    seconds["to_torch"] = time.perf_counter() - start
+    weights = sum(one.numel() for one in module.parameters())
+    calls = sum(node.op.startswith("call") for node in module.graph.nodes)
+    tell({"parameters": weights, "calls": calls, "reason": "crashed while it ran", "seconds": seconds})
+    feeds = [random_feeds(program, 1), *program.other_examples[:1]]
+    worst, where = _difference(program, module, feeds)
+    tell({"max_rel": worst, "sizes": len(feeds), "reason": "crashed while it was differentiated"})
+    start = time.perf_counter()
+    tell({**_gradients(module, feeds[0]), "reason": "crashed in float64"})
+    seconds["backward"] = time.perf_counter() - start
+    exact = None
+    if not worst <= RTOL:
+        exact = _in_float64(program, module, feeds[0], tell)
+    equal = worst <= RTOL or (exact is not None and exact <= RTOL)
+    tell(
+        {"status": "equal" if equal else "not equal", "reason": "" if equal else f"differs by {worst:.1e} in {where!r}"}
+    )
+
+
+def _difference(program: Program, module: fx.GraphModule, given: Sequence[Mapping[str, Array]]) -> tuple[float, str]:
+    """Largest difference to ONNX Runtime over an output's largest magnitude, and the output where it is."""
+    import torch
+
+    assert program.run is not None
+    worst, where = 0.0, ""
+    for feeds in given:
+        wanted = program.run(program.model, feeds)
+        with torch.no_grad():
+            made = _outputs(module, feeds)
+        for name in made:
+            found = _relative(made[name], wanted[name])
+            if not found <= worst:
+                worst, where = found, name
+    return worst, where
+
+
+def _outputs(module: fx.GraphModule, feeds: Mapping[str, Array]) -> dict[str, Any]:
+    import torch
+
+    made = module(*(torch.tensor(feeds[name]) for name in module.meta["inputs"]))
+    return dict(zip(module.meta["outputs"], made if isinstance(made, tuple) else (made,), strict=True))
+
+
+def _relative(made: Any, wanted: Array) -> float:
+    import numpy as np
+
+    if tuple(made.shape) != wanted.shape:
+        return float("inf")
+    if not wanted.size:
+        return 0.0
+    one, two = made.detach().double().numpy(), wanted.astype(np.float64)
+    same = (one == two) | (np.isnan(one) & np.isnan(two))
+    return float(np.where(same, 0.0, np.abs(one - two)).max() / (np.abs(two[np.isfinite(two)]).max(initial=0) + 1e-12))
+
+
+def _gradients(module: fx.GraphModule, feeds: Mapping[str, Array]) -> Row:
+    """How many parameters there are, get a finite gradient, and one that is not zero throughout."""
+    import torch
+
+    torch.manual_seed(0)
+    outputs = [one for one in _outputs(module, feeds).values() if one.requires_grad]
+    named = dict(module.named_parameters())
+    if outputs:
+        sum((one * torch.randn_like(one)).sum() for one in outputs).backward()
+    grads = {name: one.grad for name, one in named.items() if one.grad is not None}
+    finite = [name for name, grad in grads.items() if bool(torch.isfinite(grad).all())]
+    moved = [name for name in finite if bool(grads[name].any())]
+    module.zero_grad()
+    still = [name for name in named if name not in moved]
+    return {"tensors": len(named), "finite": len(finite), "moved": len(moved), "still": still[:4]}
+
+
+def _in_float64(
+    program: Program, module: fx.GraphModule, feeds: Mapping[str, Array], tell: Callable[[Row], None]
+) -> float | None:
+    """The difference of the module in float64 to the reference implementation in float64."""
+    import numpy as np
+    import torch
+
+    from graphprune.backends.reference import run_float64
+    from graphprune.errors import GraphpruneError
+
+    wide = {name: one.astype(np.float64) if one.dtype.kind == "f" else one for name, one in feeds.items()}
+    try:
+        wanted = run_float64(program.model, feeds)
+        with torch.no_grad():
+            made = _outputs(module.double(), wide)
+    except (GraphpruneError, RuntimeError) as error:
+        tell({"no_float64": " ".join(str(error).split())[:300]})
+        return None
+    worst = max(_relative(made[name], wanted[name]) for name in made)
+    tell({"max_rel_float64": worst})
+    return worst
+
+
+def document(rows: Sequence[Row]) -> str:
+    """The page."""
+    tried = [row for row in rows if row["status"] not in ("missing", "not made")]
+    count = Counter(row["status"] for row in tried)
+    known = [row for row in tried if row["status"] == "equal"]
+    complete = [row for row in known if row["finite"] == row["tensors"]]
+    numb = [row["network"] for row in known if row["tensors"] and not row["moved"]]
+    saturated = f" Nothing moves the outputs of {', '.join(numb)}: they are saturated." if numb else ""
+    parts = [
+        "# Networks as PyTorch modules",
+        "`graphprune.to_torch` makes a trainable `torch.fx.GraphModule` of every network of the zoo that it does not "
+        "refuse. `python -m benchmarks.to_torch` makes the rows that are missing and this page; the figures in full, "
+        "with machine and versions of every row, are in [to-torch.jsonl](to-torch.jsonl).",
+        f"{len(tried)} networks: {count['equal']} equal, {count['not equal']} not equal, {count['refused']} refused, "
+        f"{count['failed']} failed. In {len(complete)} of the {len(known)} equal ones every parameter gets a finite "
+        f"gradient.{saturated}",
+        "*error*: largest difference to ONNX Runtime over the output's largest magnitude, on random inputs (and on the "
+        "second sizes, where dimensions are symbolic); *float64*: where that is above 1e-4, the module in float64 "
+        "against the reference implementation in float64, which decides. *gradients*: parameters with a finite "
+        "gradient / parameters, in tensors (integers are no parameters). *calls*: of the generated code.",
+    ]
+    for suite in dict.fromkeys(row["suite"] for row in rows):
+        chosen = [row for row in rows if row["suite"] == suite]
+        table = [
+            (
+                row["network"],
+                row["status"],
+                f"{row['max_rel']:.1e}" if "max_rel" in row else "",
+                f"{row['max_rel_float64']:.1e}" if "max_rel_float64" in row else "",
+                f"{row['parameters']:,}" if "parameters" in row else "",
+                f"{row['finite']} / {row['tensors']}" if "tensors" in row else "",
+                f"{row['calls']}" if "calls" in row else "",
+            )
+            for row in chosen
+        ]
+        columns = ("network", "status", "error", "float64", "parameters", "gradients", "calls")
+        parts += [f"## {suite}", markdown_table(columns, table)]
+    if missing := [row for row in rows if row["status"] != "equal"]:
+        table = [(row["network"], row["status"], row["reason"]) for row in missing]
+        parts += ["## Not equal, or not made", markdown_table(("network", "what", "why"), table)]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def in_child(name: str, timeout: float) -> Row:
+    """A network's row, whatever becomes of its process."""
+    from models_zoo import ZOO
+
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix="graphprune-to-torch-") as folder:
+        file = Path(folder) / "figures.json"
+        words = ["-m", "benchmarks.to_torch", "--one", name, "--into", str(file)]
+        ended = run_child(words, timeout=timeout, limit=MEMORY)
+        figures = json.loads(file.read_text()) if file.is_file() else {}
+        if ended.code != 0:
+            why = ended.why or f"{figures.get('reason', '')}: {last_line(ended.err)}"
+            figures |= {"status": "failed", "reason": why}
+    figures["reason"] = " ".join(str(figures.get("reason", "")).split())[:600]
+    return {"network": name, "suite": ZOO[name].suite, "machine": machine_line(), **figures}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 if every network asked for is equal, else 1."""
+    from models_zoo import ZOO
+
+    parser = argparse.ArgumentParser(description="Every network of the zoo as a torch.fx.GraphModule.")
+    parser.add_argument("--networks", help="names with commas between them (default: those without a row)")
+    parser.add_argument("--suites", help="suites with commas between them: all of their networks")
+    parser.add_argument("--table", action="store_true", help="write the table from the rows that are there")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the rows (default: docs/to-torch.jsonl)")
+    parser.add_argument("--markdown", type=Path, default=TABLE, help="the table (default: docs/to-torch.md)")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds for one network (default: 600)")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.one:
+        told: Row = {}
+
+        def tell(more: Row) -> None:
+            told.update(more)
+            given.into.write_text(json.dumps(told), encoding="utf-8")
+
+        examine(given.one, tell)
+        return 0
+    rows = read_rows(given.results)
+    if given.networks or given.suites:
+        suites = (given.suites or "").split(",")
+        names = (given.networks or "").split(",") if given.networks else []
+        names += [name for name, recipe in ZOO.items() if recipe.suite in suites]
+    else:
+        names = [] if given.table else [name for name in ZOO if name not in rows]
+    if unknown := [name for name in names if name not in ZOO]:
+        parser.error(f"unknown: {', '.join(unknown)}; the zoo has {', '.join(ZOO)}")
+    for name in names:
+        rows[name] = in_child(name, given.timeout)
+        write_rows(given.results, rows.values())
+    given.markdown.write_text(document(list(read_rows(given.results).values())), encoding="utf-8")
+    return int(any(rows[name]["status"] != "equal" for name in names))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

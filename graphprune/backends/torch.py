@@ -1,0 +1,174 @@
+"""PyTorch: a network as a trainable ``torch.fx.GraphModule``, and trained values back into it.
+
+>>> import graphprune
+>>> network = graphprune.load("rec.onnx")
+>>> module = graphprune.to_torch(network)
+>>> print(module.code)
+>>> ...  # train it
+>>> trained = graphprune.load_state(network, module)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphprune.errors import InputError, UsageError
+from graphprune.ir.clean import clean
+from graphprune.ir.look import READS_SIZES
+from graphprune.ir.nested import bodies, walk
+from graphprune.ir.observe import observe
+from graphprune.ir.program import Array, Program, all_values, constant_tensor
+
+if TYPE_CHECKING:
+    from torch import fx
+
+__all__ = ["load_state", "to_torch"]
+
+
+def to_torch(source: Any) -> fx.GraphModule:
+    """A network as a PyTorch module that computes the same, in eval mode, on the CPU.
+
+    Args:
+        source: a :class:`~graphprune.Program` or anything that has one (:class:`~graphprune.Network`), an
+            ``onnx_ir.Model``, or the path of an ONNX file. The last two are run once, to observe their sizes.
+
+    Returns:
+        Its ``forward`` takes the network's inputs in their order and returns its output, or a tuple of them. Weights
+        are parameters under their own names; BatchNorm is a module that trains in ``train()`` and is frozen in
+        ``eval()``; what else is constant are buffers. ``meta`` says what is what: ``parameters`` (name in the module's
+        state -> names of the initialisers that it holds), ``inputs`` and ``outputs`` (the network's names).
+
+    Raises:
+        UnsupportedError: operators without a counterpart in PyTorch; the sentence lists all of them.
+        InputError: PyTorch is not installed, or the network cannot be read or run.
+    """
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError("a torch module needs PyTorch: pip install graphprune[torch]") from error
+    from graphprune.backends.torch_emit.module import build
+
+    return build(_program(source))
+
+
+def load_state(source: Any, module: fx.GraphModule) -> Program:
+    """The network with the values that a module of :func:`to_torch` holds now, in their original types.
+
+    Args:
+        source: the :class:`~graphprune.Program`, or what has one, that the module was made of, or an equal one. It
+            stays as it is, and so does the file it came from.
+        module: trained or not, on any device and of any float type.
+
+    Returns:
+        A program of its own; initialisers whose values did not change are shared.
+
+    Raises:
+        UsageError: the module was not made by :func:`to_torch`.
+        InputError: an initialiser is missing in the network or has another shape.
+    """
+    program = _program(source)
+    named = getattr(module, "meta", {}).get("parameters")
+    if named is None:
+        raise UsageError("the module has no meta['parameters']; give one that graphprune.to_torch made")
+    state = module.state_dict(keep_vars=True)
+    changed: dict[str, Array] = {}
+    for path, names in named.items():
+        if path not in state:
+            raise InputError(f"the module has no parameter or buffer '{path}' any more; nothing was written back")
+        for name in names:
+            array = _fitting(program, name, path, state[path])
+            if array.tobytes() != program.tensor(name).tobytes():
+                changed[name] = array
+    return _with(program, changed)
+
+
+def _program(source: Any) -> Program:
+    if isinstance(source, Program):
+        return source
+    held = getattr(source, "program", None)
+    if isinstance(held, Program):
+        return held
+    if isinstance(source, (str, os.PathLike)):
+        from graphprune.frontends.onnx import read_onnx
+
+        path = Path(source)
+        found = _observed(read_onnx(path))
+        found.source = path
+        return found
+    if isinstance(source, ir.Model):
+        return _observed(source.clone())
+    raise UsageError(f"a network, a program, an ONNX model or its path is needed, not a {type(source).__name__}")
+
+
+def _observed(model: ir.Model) -> Program:
+    from graphprune.backends.runner import OrtRunner
+
+    clean(model)
+    return observe(model, OrtRunner(), keep=lambda node: node.op_type.startswith("Random"))
+
+
+def _fitting(program: Program, name: str, path: str, tensor: Any) -> Array:
+    """A tensor's contents in the type of an initialiser, if it has its shape."""
+    value = program.values().get(name)
+    held = None if value is None else constant_tensor(value)
+    if held is None:
+        raise InputError(f"the network has no initialiser '{name}' for the module's '{path}'; give its own network")
+    shape = tuple(int(n) for n in held.shape.numpy())
+    if shape != tuple(tensor.shape):
+        raise InputError(
+            f"'{path}' has shape {list(tensor.shape)} in the module but '{name}' has {list(shape)} in the network; "
+            "write it back to the network that the module was made of"
+        )
+    import torch
+
+    plain = tensor.detach().cpu()
+    plain = plain.to(torch.float32) if plain.dtype is torch.bfloat16 else plain
+    return np.ascontiguousarray(plain.numpy().astype(held.numpy().dtype, copy=False)).reshape(shape)
+
+
+def _with(program: Program, changed: dict[str, Array]) -> Program:
+    """A copy of a program with other contents of some constants; what was observed holds for it as well."""
+    model = program.model.clone()
+    values = all_values(model.graph)
+    nodes = {node.outputs[0].name: node for node in walk(model.graph) if node.outputs}
+    graphs = {
+        old: new
+        for node in walk(program.model.graph)
+        if bodies(node)
+        for old, new in zip(bodies(node), bodies(nodes[node.outputs[0].name]), strict=True)
+    }
+    for name, array in changed.items():
+        value = values[name]
+        held = constant_tensor(value)
+        assert held is not None
+        tensor = ir.Tensor(array, dtype=held.dtype, name=name, doc_string=held.doc_string)
+        producer = value.producer()
+        if producer is None:
+            value.const_value = tensor
+        else:
+            for attribute in list(producer.attributes):
+                del producer.attributes[attribute]
+            producer.attributes["value"] = ir.AttrTensor("value", tensor)
+    stale = set(changed)  # what was observed of values that are computed from these holds no longer
+    for node in walk(program.model.graph):
+        if node.op_type not in READS_SIZES and any(value is not None and value.name in stale for value in node.inputs):
+            stale |= {value.name for value in node.outputs if value.name in program.fixed}
+    return dataclasses.replace(
+        program,
+        model=model,
+        small={name: array for name, array in program.small.items() if name not in stale},
+        live=tuple(nodes[node.outputs[0].name] for node in program.live),
+        bodies={
+            graphs[graph]: dataclasses.replace(body, graph=graphs[graph], node=nodes[body.node.outputs[0].name])
+            for graph, body in program.bodies.items()
+        },
+        same={name: values[value.name or ""] for name, value in program.same.items()},
+        _evaluated={},
+        _parameters=dict(program._parameters),
+    )
