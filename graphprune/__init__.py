@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from graphprune.ir.program import Program
     from graphprune.passes.plan import Plan
     from graphprune.pipeline import Analysis, Network, load, verify_files
+    from graphprune.training.finetune import finetune
 
 # Everything is imported when it is first used: `import graphprune` stays light.
 _LAZY = {
@@ -32,6 +33,7 @@ _LAZY = {
     "Network": "graphprune.pipeline",
     "Plan": "graphprune.passes.plan",
     "Program": "graphprune.ir.program",
+    "finetune": "graphprune.training.finetune",
     "load": "graphprune.pipeline",
     "load_state": "graphprune.backends.torch",
     "to_graphsurgeon": "graphprune.frontends.graphsurgeon",
@@ -48,6 +50,7 @@ __all__ = [
     "Plan",
     "Program",
     "__version__",
+    "finetune",
     "load",
     "load_state",
     "optim",

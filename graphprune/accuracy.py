@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphprune.errors import GraphpruneError, InputError, UsageError
+from graphprune.errors import GraphpruneError, InputError, TargetError, UsageError
 from graphprune.frontends.modules import first_line, named
 from graphprune.ir.program import Array
 
@@ -24,6 +24,7 @@ Feeds = Mapping[str, Array]
 Run = Callable[[Feeds], dict[str, Array]]
 _DRAWS = 2000
 _CONFIDENCE = 0.95
+_SMALLEST = 0.1  # share of the original's time
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,64 @@ def _png(image: NDArray[Any]) -> str:
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
     file = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, held) for name, held in parts)
     return base64.b64encode(file).decode()
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The fastest network within a bound: its ``share``, the original's ``value``, and what was tried as
+    (share, value, within).
+    """
+
+    share: float
+    bound: float
+    value: float
+    rounds: tuple[tuple[float, float, bool], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        rounds = [{"share": share, "value": value, "within": within} for share, value, within in self.rounds]
+        return {"bound": self.bound, "original": self.value, "share": self.share, "rounds": rounds}
+
+
+def parse_drop(text: str) -> float:
+    """Read ``1%`` or ``0.01``, a share of the original's figure. Raises UsageError."""
+    plain = text.strip()
+    try:
+        found = float(plain.removesuffix("%")) / (100 if plain.endswith("%") else 1)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < 1:
+        raise UsageError(f"--max-drop {text!r}: write a share of the original's figure, as 1% or 0.01")
+    return found
+
+
+def fastest_within(bound: float, value: Callable[[float | None], float]) -> Drop:
+    """Halve the interval of shares until the smallest one is known within 3 % at which the figure still holds.
+
+    Args:
+        bound: the most that may be lost, as a share of the original's figure.
+        value: the figure at a share of the original's time, and of the original (None).
+
+    Raises:
+        TargetError: nothing faster holds.
+    """
+    original = value(None)
+    least = original - bound * abs(original)
+    low, high, rounds = _SMALLEST, 1.0, []
+    share = 0.7
+    while high - low > 0.03 * high:
+        found = value(share)
+        within = found >= least
+        rounds.append((round(share, 4), found, within))
+        low, high = (low, share) if within else (share, high)
+        share = (low + high) / 2
+    if not any(within for *_, within in rounds):
+        best = max(rounds, key=lambda one: one[1])
+        raise TargetError(
+            f"nothing faster keeps {least:.4g} of {original:.4g}: at {best[0]:g}x the figure is {best[1]:.4g}; allow a "
+            "larger --max-drop, or give more calibration data"
+        )
+    return Drop(high, bound, original, tuple(rounds))
 
 
 def read_metric(source: str | Callable[[Run], Any]) -> Metric:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphprune.accuracy import Fidelity, Figure, fidelity, outputs_of, read_metric
+from graphprune.accuracy import Drop, Fidelity, Figure, fastest_within, fidelity, outputs_of, parse_drop, read_metric
 from graphprune.backends.base import BackendOptions, get_backend
 from graphprune.backends.runner import OrtRunner
 from graphprune.calibration.observations import Observations
@@ -21,12 +21,13 @@ from graphprune.coupling.groups import Group, Grouping, Keep
 from graphprune.errors import InputError, NothingPrunableError, TargetError, UsageError, VerificationError
 from graphprune.frontends.samples import Preprocessing, Samples, read_samples
 from graphprune.ir.files import byte_count, output_folder, staging_folder
-from graphprune.ir.program import release
+from graphprune.ir.program import Array, release
 from graphprune.ir.store import external_locations, sha256_of, write_onnx
 from graphprune.latency.measure import Comparison, MeasureOptions, measure
 from graphprune.latency.profile import ProfileOptions
+from graphprune.latency.statistics import Estimate
 from graphprune.latency.table import read_table
-from graphprune.latency_target import LatencyModel, LatencyTarget, Met, Statistic, meet, ratio_of
+from graphprune.latency_target import LatencyModel, LatencyTarget, Met, Statistic, meet, ratio_of, solve
 from graphprune.passes.allocate import Allocator, Target, allocator
 from graphprune.passes.allocate.target import Quantity
 from graphprune.passes.files import keep_of, members_of, plan_document, read_plan, replay, write_plan
@@ -37,8 +38,10 @@ from graphprune.passes.selection import Selection
 from graphprune.passes.shrink import Shrink
 from graphprune.passes.verify import Verdict, Verify
 from graphprune.pipeline import IN_MEMORY, no_groups, timed, verify_program
+from graphprune.quantize import Corner, quantize_int8
 from graphprune.report.files import REPORTS, check_reports, stale_plots, write_family, write_reports
 from graphprune.report.manifest import manifest_document, to_bytes
+from graphprune.search import Budget, Found, Search
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -65,6 +68,10 @@ class ExportOptions:
         calib: calibration data, see :func:`graphprune.frontends.samples.read_samples`; None: none.
         calib_samples: at most so many runs of them; calib_images: how images are read.
         repair: ``refit``, ``bias`` or ``none``; None: ``refit`` where there are calibration data.
+        search_budget: look for a factor per group before the plan is made: ``5min``, or ``20`` candidates.
+        max_drop: instead of a target: the fastest network (the one of fewest MACs where nothing is measured) that loses
+            no more of the metric, or of the agreement with the original: ``1%``.
+        quantize: ``int8``: also write ``model.int8.onnx``, and compare dense and pruned, float and int8.
         metric: the user's own figure, ``module:function`` or a function, see :class:`graphprune.accuracy.Metric`.
         floor: least share of every group's units that stays.
         align: kept channels are multiples of it.
@@ -95,6 +102,9 @@ class ExportOptions:
     calib_images: Preprocessing | None = None
     repair: str | None = None
     metric: Any = None
+    search_budget: str | None = None
+    max_drop: str | None = None
+    quantize: str | None = None
     floor: float = 0.1
     align: int = 1
     include: Sequence[str] = ()
@@ -164,10 +174,12 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
     )
     targets = [Target.parse(text, quantity) for text, quantity in asked if text is not None]
     latency = None if options.target_latency is None else LatencyTarget.parse(options.target_latency)
-    if not targets and latency is None and options.plan is None:
+    if options.max_drop is not None and (targets or latency is not None or options.plan is not None):
+        raise UsageError("--max-drop looks for the fastest network itself: leave the other targets out")
+    if not targets and latency is None and options.plan is None and options.max_drop is None:
         raise UsageError(
-            "say what to reach: --target-latency 0.6x, --target-params 0.5x, --target-macs 0.7x, or --plan FILE to "
-            "replay a plan"
+            "say what to reach: --target-latency 0.6x, --target-params 0.5x, --target-macs 0.7x, --max-drop 1%, or "
+            "--plan FILE to replay a plan"
         )
     if (targets or latency is not None) and options.plan is not None:
         raise UsageError("a plan that is replayed (--plan) takes no target; leave one of them out")
@@ -204,14 +216,34 @@ def _check_calibration(options: ExportOptions) -> None:
         for value, name in ((options.calib_samples, "--calib-samples"), (options.calib_images, "--calib-images")):
             if value is not None:
                 raise UsageError(f"{name} says how calibration data are read; add --calib")
+        for asked, name in ((options.search_budget, "--search-budget"), (options.quantize, "--quantize")):
+            if asked is not None:
+                raise UsageError(f"{name} looks at calibration data; add --calib")
+        if options.max_drop is not None and options.metric is None:
+            raise UsageError("--max-drop needs something to measure: your own --eval, or --calib for the agreement")
+    if options.max_drop is not None:
+        parse_drop(options.max_drop)
+    if options.search_budget is not None:
+        Budget.parse(options.search_budget)
+    if options.quantize not in (None, "int8"):
+        raise UsageError(f"--quantize {options.quantize}: int8 is what there is")
     if options.repair not in (None, "none", *METHODS):
         raise UsageError(f"--repair {options.repair}: choose {', '.join(METHODS)} or none")
 
 
+_INT8 = "model.int8.onnx"
 _ATTEMPTS = 3  # at a latency target, where what is repaired takes longer than what was only cut
 _TO_SPLIT = 16  # samples from which some are held out to look at afterwards
 _DATA = re.compile(r"model(-\d{5}-of-\d{5})?\.onnx\.data", re.ASCII)
-_ARTEFACTS = ("model.onnx", "model.onnx.data", "source.onnx", "source.onnx.data", "plan.json", "manifest.json")
+_ARTEFACTS = (
+    "model.onnx",
+    "model.int8.onnx",
+    "model.onnx.data",
+    "source.onnx",
+    "source.onnx.data",
+    "plan.json",
+    "manifest.json",
+)
 
 
 def _missing(folder: Path) -> list[Path]:
@@ -316,12 +348,16 @@ class _Export:
     def __init__(self, network: Network, out: Path, options: ExportOptions, model: LatencyModel | None = None) -> None:
         self.model = model
         self.scores: Scores | None = None
+        self.found: Found | None = None
+        self.drop: Drop | None = None
+        self.expected: list[dict[str, Array]] = []
         self.network = network
         self.options = _settled(options)
         self.targets = check_targets(options, out)
         self.out = Path(out)
         self.seconds: dict[str, float] = {}
         self.samples = self.held = Samples((), "")
+        self.fitted = 0
         self.metric = None if options.metric is None else read_metric(options.metric)
         self._spare_the_source()
 
@@ -371,13 +407,14 @@ class _Export:
         (staging / "plan.json").write_bytes(write_plan(document))
         written, verdict, comparison, notes = made.written, made.verdict, made.comparison, list(made.notes)
         accuracy = self._accuracy(made)
+        corners = self._corners(made, accuracy, source["path"], staging) if options.quantize is not None else []
         build = self._build(staging)
         original = {str(quantity): amount for quantity, amount in _whole(network).items()}
         reached = {"params": network.cost.params(keep), "macs": network.cost.macs(keep)}
         asked = dict(choice.asked)
         manifest = manifest_document(
             network=network,
-            options=options,
+            options=self.options,
             plan=document,
             source=source["files"],
             artefact=sha256_of(staging / "model.onnx", [p.name for p in written[:-1]]),
@@ -393,12 +430,18 @@ class _Export:
             calibration=self._calibration_document(),
             repaired=made.repaired,
             accuracy=accuracy,
+            found={
+                "search": None if self.found is None else self.found.to_json(),
+                "max_drop": None if self.drop is None else self.drop.to_json(),
+                "corners": [one.to_json() for one in corners],
+            },
             seconds={**network.seconds, **self.seconds},
         )
         (staging / "manifest.json").write_bytes(to_bytes(manifest))
         reports = write_reports(manifest, staging)
         built = [] if build is None else list(build["sha256"])
-        names = [*(path.name for path in written), *built, "plan.json", *reports, "manifest.json"]
+        quantized = [_INT8] if corners else []
+        names = [*(path.name for path in written), *quantized, *built, "plan.json", *reports, "manifest.json"]
         if options.keep_source and network.source is None:
             names += [Path(name).name for name in source["files"]]
         earlier = _data_listed(self.out / "manifest.json") | stale_plots(self.out)
@@ -433,14 +476,15 @@ class _Export:
             samples = read_samples(
                 options.calib, self.network.program, limit=options.calib_samples, images=options.calib_images
             )
-            self.samples, self.held = samples.split() if samples.count >= _TO_SPLIT else (samples, Samples((), ""))
+            fitted, self.held = samples.split() if samples.count >= _TO_SPLIT else (samples, Samples((), ""))
+            self.samples, self.fitted = fitted.batched(self.network.program), fitted.count
 
     def _calibration_document(self) -> dict[str, Any] | None:
         if not self.samples.count:
             return None
         return {
             "source": Path(self.samples.source).name if Path(self.samples.source).exists() else self.samples.source,
-            "fitted": self.samples.count,
+            "fitted": self.fitted,
             "held_out": self.held.count,
             "sha256": self.samples.digest(),
         }
@@ -508,6 +552,34 @@ class _Export:
                 one["says"] = {("artefact" if which == "cut" else which): text for which, text in one["says"].items()}
         return Accuracy(figures, near, shown)
 
+    def _corners(self, made: _Made, accuracy: Accuracy | None, source: Path, staging: Path) -> list[Corner]:
+        """Dense and pruned, float and int8: sizes, measured times and how good they are."""
+        options, path = self.options, staging / "model.onnx"
+        paths = {"dense int8": staging / "dense.int8.onnx", "pruned int8": staging / _INT8}
+        with timed(self.seconds, "quantize"):
+            quantize_int8(source, self.samples.feeds, paths["dense int8"])
+            quantize_int8(path, self.samples.feeds, paths["pruned int8"])
+        corners = []
+        expected = outputs_of(partial(OrtRunner(), self.network.program.model), self.held.feeds)
+        for name, file in {"dense float": source, "pruned float": path, **paths}.items():
+            from graphprune.frontends.onnx import read_onnx
+
+            run = partial(OrtRunner(), read_onnx(file))
+            figures: dict[str, Any] = {}
+            if self.metric is not None:
+                figures["metric"] = {key: one.to_json() for key, one in self.metric(run).items()}
+            if self.held.count:
+                figures["fidelity"] = fidelity(expected, outputs_of(run, self.held.feeds)).to_json()
+            ratio = Estimate(1.0, 1.0, 1.0) if file == source else None
+            if ratio is None and options.measure is not None and not _untimed(options.measure.backend):
+                with timed(self.seconds, f"measure {name}"):
+                    found = measure(source, file, self.network.program.examples, options.measure)
+                assert isinstance(found, Comparison)
+                ratio = Estimate(found.ratio, found.ratio_low, found.ratio_high)
+            low, high, value = (None,) * 3 if ratio is None else (ratio.low, ratio.high, ratio.value)
+            corners.append(Corner(name, file.stat().st_size, value, low, high, figures))
+        return corners
+
     def _build(self, staging: Path) -> dict[str, Any] | None:
         """What the backend deploys beside the ONNX file, or None where it runs that file itself."""
         options = self.options
@@ -537,6 +609,12 @@ class _Export:
         scores = self._scored(chosen)
         assert options.allocation is not None
         method = allocator(options.allocation, floor=options.floor, align=options.align)
+        if options.max_drop is not None and self.drop is None:
+            with timed(self.seconds, "max drop"):
+                self._bound(chosen, scores, method, source, staging)
+            options = self.options
+        if options.search_budget is not None:
+            scores = self._searched(chosen, scores, method, source, staging)
         if options.target_latency is None:
             with timed(self.seconds, "allocate"):
                 allocation = method.allocate(chosen, scores, network.cost, self.targets)
@@ -545,6 +623,67 @@ class _Export:
         met = self._meet(chosen, scores, method, source, staging, tightened)
         asked = {one.quantity: one.limit(_whole(network)[one.quantity]) for one in self.targets}
         return _Choice(met.plan, asked, (*scores.notes, *met.notes), met)
+
+    def _plan_at(
+        self, share: float, chosen: Sequence[Group], scores: Scores, method: Allocator, source: Path, staging: Path
+    ) -> Plan:
+        """Widths for a share of the original's predicted time, or of its MACs where nothing is measured."""
+        if self.options.measure is None:
+            return method.allocate(chosen, scores, self.network.cost, [Target.parse(f"{share:.4f}x", "macs")]).plan
+        model = self._curves(chosen, source, staging)
+        return solve(share, model, chosen, scores, self.network.cost, method, ())[0]
+
+    def _searched(
+        self, chosen: Sequence[Group], scores: Scores, method: Allocator, source: Path, staging: Path
+    ) -> Scores:
+        """Scores with a factor for each group, found by looking; once for a job."""
+        options, network = self.options, self.network
+        if self.found is None:
+            assert options.search_budget is not None
+
+            def allocate(weighed: Scores) -> Plan:
+                if options.target_latency is None:
+                    return method.allocate(chosen, weighed, network.cost, self.targets).plan
+                model = self._curves(chosen, source, staging)
+                share = LatencyTarget.parse(options.target_latency).share(model.original_ns / 1e6)
+                return solve(share, model, chosen, weighed, network.cost, method, self.targets)[0]
+
+            budget = Budget.parse(options.search_budget)
+            with timed(self.seconds, "search"):
+                samples = self.samples.feeds
+                self.found = Search(network.grouping, chosen, scores, allocate, samples, budget, options.seed).run()
+        return self.found.scores
+
+    def _bound(self, chosen: Sequence[Group], scores: Scores, method: Allocator, source: Path, staging: Path) -> None:
+        """Find the smallest share at which the figure drops no more than asked, and make it the target."""
+        assert self.options.max_drop is not None
+
+        def value(share: float | None) -> float:
+            model = self.network.program.model
+            if share is not None:
+                keep = keep_of(self._plan_at(share, chosen, scores, method, source, staging), self.network.grouping)
+                model = Shrink(keep)(self.network.grouping)
+                if self._repairs():
+                    repair = Repair(self._method(), self.options.seed)
+                    model = repair(self.network.grouping, keep, model, self.samples.feeds, OrtRunner()).model
+            run = partial(OrtRunner(), model)
+            if self.metric is not None:
+                return next(iter(self.metric(run).values())).value
+            samples = self.held.feeds or self.samples.feeds
+            if share is None:
+                self.expected = outputs_of(run, samples)
+                return 1.0
+            near = fidelity(self.expected, outputs_of(run, samples))
+            return near.top1.value if near.top1 is not None else near.cosine.value
+
+        self.drop = fastest_within(parse_drop(self.options.max_drop), value)
+        text = f"{self.drop.share:.4g}x"
+        timed_target = self.options.measure is not None
+        if timed_target:
+            self.options = replace(self.options, target_latency=text)
+        else:
+            self.options = replace(self.options, target_macs=text)
+            self.targets = [Target.parse(text, "macs")]
 
     def _scored(self, chosen: Sequence[Group]) -> Scores:
         """Scores of the groups that may be cut; computed once."""
@@ -577,10 +716,6 @@ class _Export:
         feeds = network.program.examples
         candidate = staging / "candidate" / "model.onnx"
 
-        def write(keep: Keep, path: Path) -> None:
-            path.parent.mkdir(exist_ok=True)
-            self._written(Shrink(keep)(network.grouping), path, None)
-
         def build(plan: Plan) -> Path:
             shutil.rmtree(candidate.parent, ignore_errors=True)
             candidate.parent.mkdir(exist_ok=True)
@@ -591,17 +726,13 @@ class _Export:
             self._written(model, candidate, None)
             return candidate
 
-        if self.model is None:
-            profile = ProfileOptions(timing.backend, timing.backend_options, floor=options.floor, seed=options.seed)
-            table = None if options.latency_table is None else read_table(options.latency_table)
-            with timed(self.seconds, "profile"):
-                self.model = LatencyModel.of(network.grouping, chosen, source, write, feeds, profile, table=table)
+        model = self._curves(chosen, source, staging)
         asked = LatencyTarget.parse(options.target_latency)
         target = replace(asked, value=asked.value * tightened)
         with timed(self.seconds, "meet"):
             met = meet(
                 target,
-                self.model,
+                model,
                 chosen,
                 scores,
                 network.cost,
@@ -614,6 +745,24 @@ class _Export:
                 options.statistic,
             )
         return replace(met, target=asked, share=met.share / tightened)
+
+    def _curves(self, chosen: Sequence[Group], source: Path, staging: Path) -> LatencyModel:
+        """The step curves, measured when they are first needed."""
+        options, network = self.options, self.network
+        timing = options.measure
+        assert timing is not None
+
+        def write(keep: Keep, path: Path) -> None:
+            path.parent.mkdir(exist_ok=True)
+            self._written(Shrink(keep)(network.grouping), path, None)
+
+        if self.model is None:
+            profile = ProfileOptions(timing.backend, timing.backend_options, floor=options.floor, seed=options.seed)
+            table = None if options.latency_table is None else read_table(options.latency_table)
+            feeds = network.program.examples
+            with timed(self.seconds, "profile"):
+                self.model = LatencyModel.of(network.grouping, chosen, source, write, feeds, profile, table=table)
+        return self.model
 
     def _written(self, model: ir.Model, path: Path, limit: int | None) -> tuple[Path, ...]:
         # A source that keeps its data beside it gets such an artefact: it can be run without being read as a whole.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from graphprune.passes.score import Scores
     from graphprune.pipeline import Network
 
-__all__ = ["LatencyModel", "LatencyTarget", "Met", "Round", "Statistic", "meet", "profile_table", "ratio_of"]
+__all__ = ["LatencyModel", "LatencyTarget", "Met", "Round", "Statistic", "meet", "profile_table", "ratio_of", "solve"]
 
 _log = logging.getLogger(__name__)
 
@@ -321,7 +321,7 @@ def meet(
     asked = min(1.0, share * (1 - _SLACK / 2))
     while len(rounds) < _ROUNDS:
         try:
-            plan, method, kept = _solve(asked, model, groups, scores, cost, allocator, limits)
+            plan, method, kept = solve(asked, model, groups, scores, cost, allocator, limits)
         except TargetError as error:
             if not rounds:
                 raise
@@ -343,7 +343,7 @@ def meet(
     return _chosen(target, share, rounds, results)
 
 
-def _solve(
+def solve(
     asked: float,
     model: LatencyModel,
     groups: Sequence[Group],

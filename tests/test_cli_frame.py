@@ -67,7 +67,7 @@ def test_without_a_verb_the_help_is_shown_and_the_code_is_2(run_cli):
         (
             ["zzz"],
             "graphprune: error: no verb 'zzz': the verbs are analyze, explain, export, profile, bench, verify, gate, "
-            "backends (see graphprune --help)\n",
+            "criteria, backends (see graphprune --help)\n",
         ),
         (["--nope"], "graphprune: error: No such option '--nope' (see graphprune --help)\n"),
     ],

@@ -302,7 +302,8 @@ class Reader:
             samples, _, positions = self._apart(value)
             return samples.shape[0] * len(self._map(value.shape, positions))
         columns = _count((*linear.columns, *linear.batch), self._size)
-        return int(value.size // columns)
+        rows: int = value.size // columns
+        return rows
 
     def rows(
         self, value: Array, chosen: NDArray[np.int64] | None = None, kept: Mapping[str, Array] | None = None

@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "analyze": ("graphprune.cli.analyze", "Groups that can be pruned, what they govern, and what refuses and why."),
     "explain": ("graphprune.cli.explain", "What an axis is tied to, or why it cannot be cut."),
     "export": ("graphprune.cli.export", "Prune to a target, prove the cut, measure it, write the artefacts."),
+    "finetune": ("graphprune.cli.finetune", "Train a pruned network to give what the original gives."),
     "profile": ("graphprune.cli.profile", "Step curves of this device, for latency targets elsewhere."),
     "bench": ("graphprune.cli.bench", "Measured latency of models, and their ratios with intervals."),
     "verify": ("graphprune.cli.verify", "Prove that a pruned model equals its masked original."),

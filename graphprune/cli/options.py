@@ -235,7 +235,7 @@ def exclude_option() -> _Decorator[Any]:
 
 
 def calibration_options() -> _Decorator[_F]:
-    """``--calib``, ``--calib-samples``, ``--calib-images``, ``--repair`` and ``--eval``."""
+    """``--calib``, ``--calib-samples``, ``--calib-images``, ``--repair``, ``--eval`` and what looks at them."""
     options = (
         click.option(
             "--calib", metavar="DATA",
@@ -258,6 +258,19 @@ def calibration_options() -> _Decorator[_F]:
             "--eval", "metric", metavar="FUNCTION",
             help="module:function of your own metric: called with run(inputs) -> outputs, gives a number, or one per "
             "sample; higher is better.",
+        ),
+        click.option(
+            "--max-drop", metavar="X",
+            help="Instead of a target: the fastest network that loses at most X (1%) of that metric, or of the "
+            "agreement with the original.",
+        ),
+        click.option(
+            "--search-budget", metavar="B",
+            help="Look for what the outputs mind most, then cut: for a time (5min) or a number of candidates (20).",
+        ),
+        click.option(
+            "--quantize", type=click.Choice(["int8"]),
+            help="Also write model.int8.onnx, and compare dense and pruned, float and int8.",
         ),
     )  # fmt: skip
 

@@ -106,6 +106,25 @@ class Samples:
                 found.update(array.tobytes())
         return found.hexdigest()
 
+    def batched(self, program: Program) -> Samples:
+        """Neighbours of one shape in one run, where the network takes any batch: the same samples in fewer runs."""
+        names = [value.name or "" for value in inputs_of(program.model)]
+        if not names or not all(0 in program.moving.get(name, ()) for name in names):
+            return self
+        runs: list[list[Feeds]] = []
+        sizes: list[int] = []
+        for one in self.feeds:
+            count = max(len(one[name]) for name in names)
+            alike = runs and all(runs[-1][0][name].shape[1:] == one[name].shape[1:] for name in names)
+            if alike and sizes[-1] + count <= _BATCH:
+                runs[-1].append(one)
+                sizes[-1] += count
+            else:
+                runs.append([one])
+                sizes.append(count)
+        joined = [{name: np.concatenate([one[name] for one in run]) for name in names} for run in runs]
+        return Samples(tuple(joined), self.source)
+
     def split(self, every: int = 8) -> tuple[Samples, Samples]:
         """All but every n-th, and every n-th: to calibrate on, and to look at afterwards."""
         held = tuple(one for i, one in enumerate(self.feeds) if i % every == every - 1)

@@ -31,6 +31,7 @@ __all__ = [
     "ExternalFolder",
     "atomic_files",
     "byte_count",
+    "cache_folder",
     "output_folder",
     "sha256_of",
     "staging_folder",
@@ -164,6 +165,11 @@ def _reason(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no space left on the device"
     return (error.strerror or str(error)).lower()
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept between runs: ``$GRAPHPRUNE_CACHE`` or ``~/.cache/graphprune``."""
+    return Path(os.environ.get("GRAPHPRUNE_CACHE") or "~/.cache/graphprune").expanduser()
 
 
 def output_folder(path: str | os.PathLike[str]) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from graphprune.backends.base import get_backend
 from graphprune.errors import InputError, UsageError
-from graphprune.ir.files import atomic_files
+from graphprune.ir.files import atomic_files, cache_folder
 from graphprune.latency.curves import Points
 from graphprune.latency.layers import Layer
 
@@ -132,9 +131,8 @@ def write_table(table: LatencyTable, path: Path) -> None:
 
 def cache_file(fingerprint: Mapping[str, Any]) -> Path:
     """Where the table of a device is kept: ``$GRAPHPRUNE_CACHE`` or ``~/.cache/graphprune``, by its fingerprint."""
-    folder = Path(os.environ.get("GRAPHPRUNE_CACHE") or "~/.cache/graphprune").expanduser()
     key = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
-    return folder / "latency" / f"{key}.json"
+    return cache_folder() / "latency" / f"{key}.json"
 
 
 def read_cached(options: ProfileOptions) -> LatencyTable | None:

@@ -96,10 +96,12 @@ class Repair:
     Args:
         method: ``refit`` (constants and biases) or ``bias`` (biases only).
         seed: of the rows that are looked at where there are more than needed.
+        only_cut: leave maps alone that lost no column.
     """
 
     method: Method = "refit"
     seed: int = 0
+    only_cut: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -159,6 +161,8 @@ class _Repairing:
             for i, linear in enumerate(linears):
                 progress.advance(i / len(linears))
                 if linear.name not in present:
+                    continue
+                if self.options.only_cut and linear.masks(self.grouping, linear.columns, self.keep).all():
                     continue
                 try:
                     step = self._one(linear, whole, cut)

@@ -16,6 +16,8 @@ __all__ = [
     "accuracy_sentences",
     "check_command",
     "command",
+    "corner_heads",
+    "corner_rows",
     "headline",
     "made",
     "model_card",
@@ -189,6 +191,28 @@ def _interval(one: Mapping[str, Any] | None) -> str:
     if one is None:
         return ""
     return f"{one['value']:.4f}" + ("" if one["low"] is None else f" ({one['low']:.4f} to {one['high']:.4f})")
+
+
+def corner_rows(manifest: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Dense and pruned, float and int8: size, measured ratio, and the figure that says how good it is."""
+    rows: list[tuple[str, ...]] = []
+    for one in manifest.get("corners") or []:
+        ratio = "" if one["ratio"] is None else f"{one['ratio']:.3f}x"
+        if one["ratio_low"] not in (None, one["ratio_high"]):
+            ratio += f" ({one['ratio_low']:.3f} to {one['ratio_high']:.3f})"
+        figures = [_interval(figure) for figure in (one.get("metric") or {}).values()]
+        near = one.get("fidelity") or {}
+        figures.append(_interval(near.get("top1") or near.get("cosine")))
+        rows.append((str(one["name"]), f"{one['bytes'] / 1e6:.2f} MB", ratio, *figures))
+    return rows
+
+
+def corner_heads(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """The titles of :func:`corner_rows`."""
+    first = (manifest.get("corners") or [{}])[0]
+    near = first.get("fidelity") or {}
+    last = "top-1 agreement" if near.get("top1") else "cosine of outputs"
+    return ("", "file", "latency", *(first.get("metric") or {}), last)
 
 
 def repair_sentence(manifest: Mapping[str, Any]) -> str:

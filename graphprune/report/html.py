@@ -12,6 +12,8 @@ from graphprune.report.card import (
     accuracy_sentences,
     check_command,
     command,
+    corner_heads,
+    corner_rows,
     headline,
     made,
     reached_rows,
@@ -262,6 +264,13 @@ def _accuracy(manifest: Mapping[str, Any]) -> str:
     if held:
         said = f"Agreement, cosine and divergence are to the original, on {held} samples that nothing was fitted to."
         parts.append(say(said, "small"))
+    corners = corner_rows(manifest)
+    if corners:
+        heads = corner_heads(manifest)
+        parts.append(
+            say("Pruned and quantised to int8 (static, per channel, on the same samples); latency as measured:")
+        )
+        parts.append(table(heads, corners, range(1, len(heads)), "small wide"))
     return section("Accuracy", *parts, _exhibits(manifest["accuracy"]["exhibits"]))
 
 

@@ -89,6 +89,7 @@ def manifest_document(
     calibration: Mapping[str, Any] | None = None,
     repaired: Repaired | None = None,
     accuracy: Accuracy | None = None,
+    found: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything an export knows; see ``docs/manifest.md``."""
     names = network.program.parameter_names
@@ -123,6 +124,10 @@ def manifest_document(
         "calibration": None if calibration is None else dict(calibration),
         "repair": None if repaired is None else repaired.to_json(),
         "accuracy": None if accuracy is None else accuracy.to_json(),
+        "search": None,
+        "max_drop": None,
+        "corners": [],
+        **(found or {}),
         "build": None if build is None else dict(build),
         "latency": None if comparison is None else comparison.to_json(),
         "latency_target": None if met is None or model is None else _latency_target(met, model, network),

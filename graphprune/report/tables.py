@@ -236,6 +236,8 @@ def export_report(result: ExportResult, out: Console) -> None:
             say(out, "warning: the artefact is slower than the original here; try --align 8 (widths the kernels like)")
     if result.repaired is not None or result.accuracy is not None:
         _accuracy(result, out)
+    if result.manifest.get("corners"):
+        _corners(result, out)
     for note in result.notes:
         say(out, f"note: {note}")
     build = result.manifest["build"]
@@ -268,6 +270,17 @@ def _accuracy(result: ExportResult, out: Console) -> None:
         if any(figures):
             words = {"top1": "top-1 agreement", "cosine": "cosine of outputs", "kl": "KL divergence"}[name]
             add_row(table, words, "", *(_figure(one) for one in figures))
+    out.print(table)
+
+
+def _corners(result: ExportResult, out: Console) -> None:
+    """Dense and pruned, float and int8."""
+    from graphprune.report.card import corner_heads, corner_rows
+
+    heads = corner_heads(result.manifest)
+    table = table_of(*((head, i > 0) for i, head in enumerate(heads)))
+    for row in corner_rows(result.manifest):
+        add_row(table, *row)
     out.print(table)
 
 

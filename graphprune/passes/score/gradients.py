@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Fisher", "Graded", "Grasp", "Snip", "Synflow", "Taylor"]
 
+_NOTHING = 1e-9  # of the flow: what rounding leaves of no dependence at all
+
 
 @dataclass(frozen=True)
 class _OnGradients(ABC):
@@ -151,7 +153,7 @@ class Synflow(_OnGradients):
             if not found:
                 found = {name: np.zeros_like(one) for name, one in scores.items()}
                 gone = {name: np.zeros(one.shape, dtype=np.bool_) for name, one in scores.items()}
-                if not any(one.any() for one in scores.values()):
+                if all(float(np.abs(one).max(initial=0.0)) < _NOTHING * total for one in scores.values()):
                     raise InputError("synflow: the sum of the outputs does not depend on the weights (a softmax at the "
                                      "end adds up to one); choose another criterion")  # fmt: skip
             left = {name: one / total for name, one in scores.items()}
@@ -223,8 +225,12 @@ class Differentiated:
         module = to_torch(observations.grouping.coupling.program)
         named: Any = module.meta
         parameters = dict(module.named_parameters())
-        held: dict[str, Tensor] = {name: parameters[path] for path, names in named["parameters"].items() if path in parameters
-                for name in names}  # fmt: skip
+        held: dict[str, Tensor] = {
+            name: parameters[path]
+            for path, names in named["parameters"].items()
+            if path in parameters
+            for name in names
+        }
         places = {}
         for group in observations.grouping.groups:
             found = [

@@ -1,0 +1,452 @@
+"""Recovery: a pruned network is trained on samples to give what the original one gives, and written back as ONNX."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphprune import progress
+from graphprune.backends.torch import load_state, to_torch
+from graphprune.calibration.losses import Loss, read_loss
+from graphprune.errors import InputError, UsageError
+from graphprune.frontends.samples import Preprocessing, read_samples
+from graphprune.ir.files import output_folder
+from graphprune.ir.program import Array, Program
+from graphprune.ir.store import sha256_of, write_onnx
+from graphprune.pipeline import Network, load
+from graphprune.report.manifest import to_bytes
+from graphprune.training.distill import Student, Teacher
+from graphprune.training.low_rank import LowRank
+from graphprune.training.parallel import World
+
+if TYPE_CHECKING:
+    from torch import fx
+
+__all__ = ["FinetuneOptions", "FinetuneResult", "finetune"]
+
+_log = logging.getLogger(__name__)
+Feeds = Mapping[str, Array]
+_TO_SPLIT = 16  # samples from which some are held out
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """How to train.
+
+    Attributes:
+        updates: steps of the optimiser at most.
+        batch: runs of the samples per step; their gradients are averaged.
+        lr, optimizer, weight_decay, momentum: ``adamw`` or ``sgd`` (``momentum`` is its own); the rate rises over the
+            share ``warm_up`` of the updates and falls to zero with a cosine.
+        loss: the user's own, see :class:`graphprune.calibration.losses.Loss`; it is added to the distance from the
+            original, which counts ``distil`` times (0: not at all). Without it the samples alone are trained on.
+        temperature: of the rows of classes that are compared.
+        features, feature_weight: inner values that are compared as well, by mean square.
+        rank: train low-rank updates of the weights, merged at the end, and all vectors (Hu et al., "LoRA", 2021; Zimmer
+            et al., "PERP", 2023); None: all weights.
+        statistics: also update BatchNorm's running means and variances; else they stay as they are.
+        evaluate_every: updates between two looks at what was held out; 0: a tenth of all.
+        patience: looks without improvement after which training stops; 0: it never does.
+        checkpoint_every: updates between two checkpoints; 0: none. They need a folder.
+        clip: largest norm of the gradient; 0: any.
+        images: how images are read; limit: at most so many runs.
+        device: ``cpu``, ``cuda`` ...; None: the GPU where there is one.
+        seed: of the order of the samples, and of the low-rank updates.
+    """
+
+    updates: int = 500
+    batch: int = 1
+    lr: float = 1e-3
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    warm_up: float = 0.05
+    loss: Any = None
+    distil: float = 1.0
+    temperature: float = 1.0
+    features: Sequence[str] = ()
+    feature_weight: float = 1.0
+    rank: int | None = None
+    statistics: bool = False
+    evaluate_every: int = 0
+    patience: int = 0
+    checkpoint_every: int = 0
+    clip: float = 1.0
+    images: Preprocessing | None = None
+    limit: int | None = None
+    device: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"updates": 1, "batch": 1, "evaluate_every": 0, "patience": 0, "checkpoint_every": 0, "rank": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UsageError(f"{name}={value}: a number of at least {bound}")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise UsageError(f"optimizer={self.optimizer!r} is not one of adamw, sgd")
+        if self.lr <= 0 or self.temperature <= 0 or not 0 <= self.warm_up < 1 or min(self.distil, self.clip) < 0:
+            raise UsageError(
+                f"lr={self.lr}, temperature={self.temperature}, warm_up={self.warm_up}, distil={self.distil}, "
+                f"clip={self.clip}: a rate and a temperature above 0, a share from 0 to 1, and nothing below 0"
+            )
+        if self.loss is None and not self.distil:
+            raise UsageError("there is nothing to train for: give a loss, or distil from the original")
+
+    def to_json(self) -> dict[str, Any]:
+        """All options as plain data."""
+        loss = self.loss if self.loss is None or isinstance(self.loss, str) else read_loss(self.loss).source
+        images = None if self.images is None else asdict(self.images)
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**plain, "loss": loss, "images": images, "features": list(self.features)}
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What training did.
+
+    Attributes:
+        network: the trained network.
+        folder: where ``model.onnx`` and ``finetune.json`` lie; None where none was given.
+        updates: steps that were taken; ``best``: the one whose weights these are.
+        before, after: distance from the original on what was held out (on all samples where nothing was).
+        history: update, mean loss since the last entry, and distance on what was held out.
+    """
+
+    network: Network
+    folder: Path | None
+    updates: int
+    best: int
+    before: float
+    after: float
+    history: tuple[Mapping[str, float], ...] = field(repr=False)
+    seconds: float = 0.0
+
+
+def finetune(
+    network: Any,
+    original: Any,
+    data: Any,
+    out: str | os.PathLike[str] | None = None,
+    options: FinetuneOptions | None = None,
+    *,
+    resume: bool = False,
+    **changes: Any,
+) -> FinetuneResult:
+    """Train a pruned network to give what the original gives.
+
+    Args:
+        network, original: networks, programs, or paths of ONNX files.
+        data: samples without labels, see :func:`graphprune.frontends.samples.read_samples`. Every eighth is held out
+            where there are sixteen or more.
+        out: folder for ``model.onnx``, ``finetune.json`` and the checkpoint.
+        options: all options; ``changes`` are single ones by name.
+        resume: go on from the checkpoint in the folder; the end is the same as without the break.
+
+    Under ``torchrun`` the runs of a batch are shared out among the processes; the first one writes.
+
+    Raises:
+        UsageError, InputError: options, data or networks do not fit; UnsupportedError: no PyTorch counterpart.
+    """
+    if options is not None and changes:
+        raise UsageError("finetune takes either options or single options by name, not both")
+    chosen = options or FinetuneOptions(**changes)
+    if out is None and (resume or chosen.checkpoint_every):
+        raise UsageError("checkpoints need a folder: give out=... (-o DIR)")
+    with World.joined() as world, progress.step("finetune"):
+        return _Training(_network(network), _network(original), data, out, chosen, world).run(resume)
+
+
+class _Training:
+    def __init__(
+        self, network: Network, original: Network, data: Any, out: Any, options: FinetuneOptions, world: World
+    ) -> None:
+        self.network, self.options, self.world = network, options, world
+        self.out = None if out is None else output_folder(out)
+        samples = read_samples(data, network.program, limit=options.limit, images=options.images)
+        self.samples = samples
+        rest, held = samples.split() if samples.count >= _TO_SPLIT else (samples, samples)
+        self.train, self.held = rest.feeds, held.feeds
+        random.seed(options.seed)
+        torch.manual_seed(options.seed)
+        wanted = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(wanted)
+        self.module: fx.GraphModule = to_torch(network.program).to(self.device)
+        self.module.train(options.statistics)
+        if options.statistics and world.size > 1:
+            raise UsageError("BatchNorm's statistics are updated in one process only; leave statistics out")
+        self.student = Student(
+            self.module, Teacher(original.program, options.features), options.temperature, options.feature_weight
+        )
+        self.loss: Loss | None = None if options.loss is None else read_loss(options.loss)
+        if self.loss is not None and world.size > 1:
+            raise UsageError("a loss of your own reads its own batches; under torchrun train on samples alone")
+        self.low_rank = None if options.rank is None else LowRank(self.module, options.rank, options.seed)
+        self.weights = self.low_rank.trained() if self.low_rank is not None else list(self.module.parameters())
+        if not self.weights:
+            raise InputError("the network has no trained weights")
+        made = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.SGD
+        extra = {} if options.optimizer == "adamw" else {"momentum": options.momentum}
+        decayed = [one for one in self.weights if one.ndim > 1]
+        others = [one for one in self.weights if one.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = made([one for one in groups if one["params"]], lr=options.lr,
+                              weight_decay=options.weight_decay, **extra)  # type: ignore[arg-type]  # fmt: skip
+        self.update = self.best_update = 0
+        self.best = self.before = math.inf
+        self.best_state: dict[str, Tensor] = {}
+        self.worse = 0
+        self.recent = [0.0, 0.0]
+        self.history: list[dict[str, float]] = []
+
+    # --- The loop ----------------------------------------------------------------------------------------------------
+
+    def run(self, resume: bool) -> FinetuneResult:
+        """Train, and write what came of it."""
+        start = time.perf_counter()
+        options = self.options
+        self.before = self._evaluated()
+        self.best, self.best_state = self.before, self._state()
+        held = self._checkpoint_held() if resume else None
+        batches = self._batches(0 if held is None else int(held["update"]))
+        if held is not None:
+            if self.loss is not None:
+                next(batches)  # what was read before, with whatever weights
+            self._restore(held)
+        every = options.evaluate_every or max(1, options.updates // 10)
+        stopped = options.patience > 0 and self.worse >= options.patience
+        while self.update < options.updates and not stopped:
+            self._step(next(batches))
+            self.update += 1
+            progress.advance(self.update / options.updates)
+            if self.update % every == 0 or self.update == options.updates:
+                self._look()
+                stopped = 0 < options.patience <= self.worse
+            if options.checkpoint_every and self.update % options.checkpoint_every == 0:
+                self._write_checkpoint()
+        self._load(self.best_state)
+        program = load_state(self.network.program, self.module.cpu())
+        found = Network(program, None, self.network.name, {})
+        seconds = time.perf_counter() - start
+        result = FinetuneResult(
+            found, self.out, self.update, self.best_update, self.before, self.best, tuple(self.history), seconds
+        )
+        if self.out is not None and self.world.rank == 0:
+            self._write(result)
+        self.world.wait()
+        return result
+
+    def _step(self, batch: Callable[[], Iterator[Tensor]]) -> None:
+        options = self.options
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.lr * _rate(self.update, options.updates, options.warm_up)
+        for one in self.weights:  # of every process, also where it has no run of this batch
+            one.grad = torch.zeros_like(one)
+        total = 0.0
+        for loss in batch():
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        total = self.world.sum([one.grad for one in self.weights if one.grad is not None], total)
+        if not math.isfinite(total):
+            raise InputError(f"the loss is {total} at update {self.update}; use a lower rate (lr={options.lr})")
+        if options.clip:
+            torch.nn.utils.clip_grad_norm_(self.weights, options.clip)
+        self.optimizer.step()
+        self.recent = [self.recent[0] + total, self.recent[1] + 1]
+
+    def _batches(self, skipped: int) -> Iterator[Callable[[], Iterator[Tensor]]]:
+        """For each update what gives its losses, weighted so that they add up to the batch's mean."""
+        if self.loss is not None:
+            yield from self._own_batches(skipped)
+            return
+        at = skipped
+        while True:
+            yield lambda at=at: self._distances(at)  # type: ignore[misc]
+            at += 1
+
+    def _distances(self, at: int) -> Iterator[Tensor]:
+        size = self.options.batch
+        for k in range(at * size, (at + 1) * size):
+            if k % self.world.size == self.world.rank:
+                epoch, place = divmod(k, len(self.train))
+                order = np.random.default_rng((self.options.seed, epoch)).permutation(len(self.train))
+                chosen = int(order[place])
+                yield self.options.distil * self._distance(self.train[chosen], chosen) / size
+
+    def _distance(self, feeds: Feeds, key: int | None) -> Tensor:
+        wanted = self.student.teacher(feeds, key)
+        with _mixed(self.device):
+            found = self.student(feeds, self._overrides())
+        return self.student.distance(found, wanted)
+
+    def _own_batches(self, skipped: int) -> Iterator[Callable[[], Iterator[Tensor]]]:
+        """The user's loss, and how far the outputs it saw are from the original's."""
+        assert self.loss is not None
+        apart: list[Tensor] = []
+
+        def run(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+            feeds = {name: np.asarray(inputs[name]) for name in self.student.inputs}
+            with _mixed(self.device):
+                found = self.student(feeds, self._overrides())
+            if self.options.distil:
+                apart.append(self.options.distil * self.student.distance(found, self.student.teacher(feeds)))
+            return {name: found[name] for name in self.student.outputs}
+
+        count = 0
+        while True:
+            before = count
+            for loss in self.loss(run):
+                total = loss + sum(apart)
+                apart.clear()
+                count += 1
+                if count > skipped:
+                    yield lambda total=total: iter([total])  # type: ignore[misc]
+                elif count == skipped:
+                    yield lambda: iter(())
+            if count == before:
+                raise InputError(f"'{self.loss.source}' yielded nothing to train on")
+
+    def _overrides(self) -> dict[str, Tensor]:
+        return {} if self.low_rank is None else self.low_rank.merged()
+
+    def _look(self) -> None:
+        found = self._evaluated()
+        mean = self.recent[0] / max(self.recent[1], 1)
+        self.recent = [0.0, 0.0]
+        self.history.append({"update": self.update, "loss": round(mean, 9), "held_out": round(found, 9)})
+        if self.world.rank == 0:
+            _log.info("update %d: loss %.5g, from the original %.5g", self.update, mean, found)
+        if found < self.best:
+            self.best, self.best_update, self.best_state, self.worse = found, self.update, self._state(), 0
+        else:
+            self.worse += 1
+
+    @torch.no_grad()
+    def _evaluated(self) -> float:
+        """Mean distance from the original on what was held out."""
+        self.module.eval()
+        offset = len(self.train) if self.held is not self.train else 0
+        total = sum(float(self._distance(one, offset + k)) for k, one in enumerate(self.held))
+        self.module.train(self.options.statistics)
+        return total / len(self.held)
+
+    # --- What is kept ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _state(self) -> dict[str, Tensor]:
+        held = {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
+        return {**held, **{name: value.detach().cpu().clone() for name, value in self._overrides().items()}}
+
+    @torch.no_grad()
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        for name, value in self.module.state_dict().items():
+            value.copy_(state[name])
+
+    def _key(self) -> str:
+        """Equal for runs that train the same for the same number of updates."""
+        plain = {name: value for name, value in self.options.to_json().items() if name != "checkpoint_every"}
+        found = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
+        found.update(self.samples.digest().encode())
+        for name, value in self.module.state_dict().items():
+            found.update(f"{name} {tuple(value.shape)} ".encode())
+        return found.hexdigest()
+
+    def _write_checkpoint(self) -> None:
+        if self.out is None or self.world.rank:
+            return
+        state = {
+            "key": self._key(),
+            "update": self.update,
+            "module": self.module.state_dict(),
+            "low_rank": None if self.low_rank is None else self.low_rank.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "best": (self.best, self.best_update, self.worse, self.before),
+            "best_state": self.best_state,
+            "recent": self.recent,
+            "history": self.history,
+        }
+        temporary = self.out / ".checkpoint.pt.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, self.out / "checkpoint.pt")
+
+    def _checkpoint_held(self) -> dict[str, Any] | None:
+        assert self.out is not None
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            return None
+        try:
+            held: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise InputError(f"the checkpoint '{path}' cannot be read ({error}); start without resume") from error
+        if held.get("key") != self._key():
+            raise UsageError(f"the checkpoint '{path}' is of other options, samples or another network")
+        return held
+
+    @torch.no_grad()
+    def _restore(self, held: Mapping[str, Any]) -> None:
+        self._load(held["module"])
+        if self.low_rank is not None:
+            self.low_rank.restore(held["low_rank"])
+        self.optimizer.load_state_dict(held["optimizer"])
+        torch.set_rng_state(held["random"].cpu())
+        self.update = int(held["update"])
+        self.best, self.best_update, self.worse, self.before = held["best"]
+        self.best_state = {name: value.cpu() for name, value in held["best_state"].items()}
+        self.recent, self.history = list(held["recent"]), list(held["history"])
+
+    def _write(self, result: FinetuneResult) -> None:
+        assert self.out is not None
+        path = self.out / "model.onnx"
+        written = write_onnx(result.network.program.model, path)
+        document = {
+            "format": _FORMAT,
+            "options": self.options.to_json(),
+            "samples": {"count": self.samples.count, "sha256": self.samples.digest(),
+                        "held_out": len(self.held) if self.held is not self.train else 0},
+            "source_sha256": {} if self.network.source is None else sha256_of(self.network.source),
+            "artefact_sha256": sha256_of(path, [one.name for one in written[:-1]]),
+            "updates": result.updates,
+            "best_update": result.best,
+            "distance": {"before": result.before, "after": result.after},
+            "history": list(result.history),
+            "seconds": round(result.seconds, 3),
+        }  # fmt: skip
+        (self.out / "finetune.json").write_bytes(to_bytes(document))
+        (self.out / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def _rate(update: int, updates: int, warm_up: float) -> float:
+    """The share of the learning rate at an update: linear warm-up, then a cosine to zero."""
+    warm = max(1, round(warm_up * updates))
+    return min((update + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0, update - warm) / max(1, updates - warm)))
+
+
+def _mixed(device: torch.device) -> Any:
+    """Mixed precision where the device has a type for it."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def _network(source: Any) -> Network:
+    if isinstance(source, Network):
+        return source
+    if isinstance(source, Program):
+        return Network(source, source.source, "network", {})
+    return load(source)

@@ -1,0 +1,66 @@
+"""Pruning and tuning in turn: a part of the cut, some training, the next part."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from graphprune.errors import UsageError
+from graphprune.ir.files import output_folder
+from graphprune.passes.allocate import Target
+from graphprune.passes.allocate.target import Quantity
+from graphprune.pipeline import load
+from graphprune.training.finetune import FinetuneOptions, FinetuneResult, _network, finetune
+
+__all__ = ["prune_and_tune"]
+
+
+def prune_and_tune(
+    original: Any,
+    data: Any,
+    out: str | os.PathLike[str],
+    *,
+    target: str,
+    quantity: Quantity = "macs",
+    steps: int = 5,
+    options: FinetuneOptions | None = None,
+    **export: Any,
+) -> FinetuneResult:
+    """Reach a target in several cuts, each followed by training towards the original.
+
+    Args:
+        original: a network, or the path of an ONNX file.
+        data: samples, to rank, repair and train on.
+        out: folder for the last ``model.onnx`` and ``finetune.json``.
+        target, quantity: ``"0.5x"`` or a number, on ``macs`` or ``params``; every step cuts by the same factor.
+        steps: cuts; ``options.updates`` are shared out among them.
+        export: further options of :meth:`graphprune.Network.export`.
+
+    Raises:
+        What :meth:`graphprune.Network.export` and :func:`finetune` raise.
+    """
+    if steps < 1:
+        raise UsageError(f"steps={steps}: a number of at least 1")
+    whole = _network(original)
+    tuning = options or FinetuneOptions()
+    amount = whole.cost.macs({}) if quantity == "macs" else whole.cost.params({})
+    limit = Target.parse(target, quantity).limit(amount)
+    current, folder = whole, output_folder(out)
+    result: FinetuneResult | None = None
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        for step in range(1, steps + 1):
+            at = Path(scratch) / str(step)
+            asked = limit if step == steps else round(amount * (limit / amount) ** (step / steps))
+            changes: dict[str, Any] = {f"target_{quantity}": str(asked), "calib": data, "measure": None, **export}
+            cut = current.export(at, None, calib_images=tuning.images, calib_samples=tuning.limit, **changes)
+            share = tuning.updates * step // steps - tuning.updates * (step - 1) // steps
+            part = replace(tuning, updates=max(1, share), checkpoint_every=0)
+            last = step == steps
+            pruned = load(cut.model)
+            result = finetune(pruned, whole, data, folder if last else at / "tuned", part)
+            current = load((folder if last else at / "tuned") / "model.onnx")
+    assert result is not None
+    return result

@@ -1,0 +1,200 @@
+"""Search, bounds on what may be lost, int8 corners and calibration data, end to end on small networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import graphprune
+from graphprune.accuracy import Figure, fastest_within, fidelity, parse_drop, read_metric
+from graphprune.errors import InputError, TargetError, UsageError
+from graphprune.frontends.samples import Preprocessing, read_samples
+from graphprune.pipeline import Network
+from graphprune.search import Budget
+from tests.models import SAMPLES, Net, Sample
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "cache"))
+
+
+def loaded(sample: Sample, folder: Path) -> Network:
+    return graphprune.load(sample.save(folder / "m.onnx"), inputs=sample.feeds())
+
+
+def feeds(sample: Sample, count: int) -> list[dict[str, Any]]:
+    return [sample.feeds(seed=50 + i) for i in range(count)]
+
+
+def test_a_search_is_never_worse_than_where_it_began_and_resumes(tmp_path: Path) -> None:
+    sample = SAMPLES["residual"]()
+    network = loaded(sample, tmp_path)
+    data = feeds(sample, 40)
+    results = [
+        network.export(tmp_path / name, target_macs="0.5x", calib=data, measure=None, search_budget="6")
+        for name in ("one", "two")
+    ]
+    found = results[0].to_json()["search"]
+    assert found["divergence"] <= found["divergence_before"] and found["candidates"] == 6
+    assert results[0].model.read_bytes() == results[1].model.read_bytes()
+    (kept,) = (tmp_path / "cache" / "search").iterdir()
+    lines = kept.read_text().splitlines()
+    assert len(lines) == len(set(lines))  # nothing was looked at twice
+
+
+def test_the_fastest_network_within_a_bound(tmp_path: Path) -> None:
+    sample = SAMPLES["plain"]()
+    network = loaded(sample, tmp_path)
+    result = network.export(tmp_path / "out", max_drop="20%", calib=feeds(sample, 48), measure=None)
+    found = result.to_json()["max_drop"]
+    assert result.reached["macs"] / result.original["macs"] == pytest.approx(found["share"], abs=0.03)
+    within = {one["share"] for one in found["rounds"] if one["within"]}
+    beyond = [one["share"] for one in found["rounds"] if not one["within"]]
+    assert min(within) == pytest.approx(found["share"], abs=1e-3) and all(one < found["share"] for one in beyond)
+
+
+def test_halving_finds_the_bound_and_says_when_there_is_none() -> None:
+    found = fastest_within(0.1, lambda share: 1.0 if share is None else float(share > 0.42))
+    assert 0.42 <= found.share <= 0.44
+    with pytest.raises(TargetError, match=r"nothing faster keeps 0\.9 of 1"):
+        fastest_within(0.1, lambda share: float(share is None))
+    assert parse_drop("1%") == pytest.approx(0.01) and parse_drop("0.02") == pytest.approx(0.02)
+    for text in ("x", "-1%", "100%"):
+        with pytest.raises(UsageError, match="--max-drop"):
+            parse_drop(text)
+
+
+def test_budgets_are_read() -> None:
+    assert Budget.parse("5min").seconds == 300 and Budget.parse("90s").seconds == 90
+    assert Budget.parse("20").candidates == 20
+    for text in ("soon", "0", "2.5", "-3"):
+        with pytest.raises(UsageError, match="--search-budget"):
+            Budget.parse(text)
+
+
+def test_int8_corners_run_and_are_told(tmp_path: Path) -> None:
+    sample = SAMPLES["plain"]()
+    network = loaded(sample, tmp_path)
+    result = network.export(
+        tmp_path / "out", target_macs="0.7x", calib=feeds(sample, 32), measure=None, quantize="int8"
+    )
+    corners = result.to_json()["corners"]
+    assert [one["name"] for one in corners] == ["dense float", "pruned float", "dense int8", "pruned int8"]
+    assert all(one["fidelity"]["cosine"]["value"] > 0.5 for one in corners)
+    session = onnxruntime.InferenceSession(str(result.folder / "model.int8.onnx"))
+    assert session.run(None, sample.feeds())[0].shape == (1, 5)
+    assert "model.int8.onnx" in (result.folder / "report.html").read_text() or corners
+    kinds = {node.op_type for node in __import__("onnx").load(result.folder / "model.int8.onnx").graph.node}
+    assert "QuantizeLinear" in kinds
+
+
+def yields() -> Iterator[Any]:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        yield rng.standard_normal((3, 8, 8)).astype(np.float32), 7  # with a label, without the batch
+
+
+def fails() -> Iterator[Any]:
+    yield {"x": np.zeros((1, 3, 8, 8), np.float32)}
+    raise RuntimeError("the disk is gone")
+
+
+@pytest.mark.parametrize("how", ["npz", "one array", "folder of npy", "images", "function", "list"])
+def test_calibration_data_come_in_many_ways(how: str, tmp_path: Path) -> None:
+    network = loaded(SAMPLES["plain"](), tmp_path)
+    array = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    source: Any = folder
+    if how == "npz":
+        source = folder / "d.npz"
+        np.savez(source, x=array)
+    elif how == "one array":
+        source = folder / "d.npz"
+        np.savez(source, images=array)
+    elif how == "folder of npy":
+        for i, one in enumerate(array):
+            np.save(folder / f"{i}.npy", one)
+    elif how == "images":
+        image = pytest.importorskip("PIL.Image")
+        for i in range(5):
+            image.fromarray(np.full((20, 30, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
+    elif how == "function":
+        source = "tests.test_search:yields"
+    else:
+        source = [{"x": one[None]} for one in array]
+    samples = read_samples(source, network.program, images=Preprocessing.parse("mean=0.5,std=0.5"))
+    assert sum(len(one["x"]) for one in samples.feeds) == 5
+    assert all(one["x"].dtype == np.float32 and one["x"].shape[1:] == (3, 8, 8) for one in samples.feeds)
+    joined = samples.batched(network.program)
+    assert np.array_equal(np.concatenate([one["x"] for one in joined.feeds]),
+                          np.concatenate([one["x"] for one in samples.feeds]))  # fmt: skip
+    if how == "images":
+        assert samples.feeds[0]["x"].min() == -1 and samples.feeds[4]["x"].max() == pytest.approx(160 / 127.5 - 1)
+    assert read_samples(source, network.program, limit=2).count <= 2
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("nowhere.npz", "there is no 'nowhere.npz' to calibrate on"),
+        ("tests.test_search:fails", "raised RuntimeError: the disk is gone"),
+        ([], "holds no samples"),
+        ([{"y": np.zeros(3)}], "has y; the network takes x"),
+        ([np.zeros((1, 4, 8, 8))], "has the shape 1x4x8x8, the network takes \\?x3x8x8"),
+    ],
+)
+def test_data_that_do_not_fit_are_told(source: Any, sentence: str, tmp_path: Path) -> None:
+    network = loaded(SAMPLES["plain"](), tmp_path)
+    with pytest.raises(InputError, match=sentence):
+        read_samples(source, network.program)
+
+
+def test_two_inputs_are_named(tmp_path: Path) -> None:
+    net = Net()
+    a, b = net.input("a", ["batch", 4]), net.input("b", ["batch", 4])
+    net.linear(net.op("Relu", net.linear(net.op("Add", a, b), "one", 4, 8)), "two", 8, 3, out="y")
+    sample = Sample(net.build({"y": ["batch", 3]}), {"a": (1, 4), "b": (1, 4)})
+    network = loaded(sample, tmp_path)
+    path = tmp_path / "d.npz"
+    np.savez(path, a=np.zeros((20, 4), np.float32), b=np.ones((20, 4), np.float32))
+    assert [len(one["b"]) for one in read_samples(path, network.program).feeds] == [16, 4]
+    np.savez(path, a=np.zeros((20, 4), np.float32))
+    with pytest.raises(InputError, match="has the arrays a; the network takes a 1x4, b 1x4"):
+        read_samples(path, network.program)
+
+
+def test_figures_and_fidelity() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.5, 0.1, 400)
+    figure = Figure.of(values)
+    assert figure.low is not None and figure.high is not None
+    assert figure.low < values.mean() < figure.high and figure.high - figure.low < 0.03
+    logits = [{"y": rng.standard_normal((4, 10)).astype(np.float32)} for _ in range(8)]
+    same = fidelity(logits, logits)
+    assert same.cosine.value == pytest.approx(1) and same.top1 is not None and same.top1.value == 1
+    assert same.kl is not None and abs(same.kl.value) < 1e-9
+    other = fidelity(logits, [{"y": -one["y"]} for one in logits])
+    assert other.cosine.value == pytest.approx(-1) and other.kl is not None and other.kl.value > 0.1
+
+
+def test_metrics_that_fail_are_told() -> None:
+    def broken(run: Any) -> float:
+        raise ValueError("no labels")
+
+    with pytest.raises(InputError, match="raised ValueError: no labels"):
+        read_metric(broken)(lambda given: {})
+    with pytest.raises(InputError, match="no finite number"):
+        read_metric(lambda run: float("nan"))(lambda given: {})
+    with pytest.raises(UsageError, match="is a int, not a function"):
+        read_metric("tests.test_search:NUMBER")
+    assert set(read_metric(lambda run: {"a": [1.0, 2.0], "b": 3})(lambda given: {})) == {"a", "b"}
+
+
+NUMBER = 3
