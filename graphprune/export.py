@@ -19,7 +19,7 @@ from graphprune.backends.runner import OrtRunner
 from graphprune.calibration.observations import Observations
 from graphprune.coupling.groups import Group, Grouping, Keep
 from graphprune.errors import InputError, NothingPrunableError, TargetError, UsageError, VerificationError
-from graphprune.frontends.samples import Preprocessing, Samples, read_samples
+from graphprune.frontends.samples import NOISE, Preprocessing, Samples, read_samples
 from graphprune.ir.files import byte_count, output_folder, staging_folder
 from graphprune.ir.program import Array, release
 from graphprune.ir.store import external_locations, sha256_of, write_onnx
@@ -33,7 +33,7 @@ from graphprune.passes.allocate.target import Quantity
 from graphprune.passes.files import keep_of, members_of, plan_document, read_plan, replay, write_plan
 from graphprune.passes.plan import Plan, PlanMember
 from graphprune.passes.repair import METHODS, Method, Repair, Repaired
-from graphprune.passes.score import Criterion, Scores, criterion, score_groups
+from graphprune.passes.score import Criterion, ScoreCache, Scores, criterion, score_groups
 from graphprune.passes.selection import Selection
 from graphprune.passes.shrink import Shrink
 from graphprune.passes.verify import Verdict, Verify
@@ -351,6 +351,7 @@ class _Export:
         self.found: Found | None = None
         self.drop: Drop | None = None
         self.expected: list[dict[str, Array]] = []
+        self.sha256 = ""
         self.network = network
         self.options = _settled(options)
         self.targets = check_targets(options, out)
@@ -383,6 +384,7 @@ class _Export:
     def _run(self, staging: Path) -> ExportResult:
         network, options = self.network, self.options
         source = self._source(staging)
+        self.sha256 = source["sha256"]
         self._read_samples()
         tightened = 1.0
         for attempt in range(_ATTEMPTS):
@@ -476,7 +478,8 @@ class _Export:
             samples = read_samples(
                 options.calib, self.network.program, limit=options.calib_samples, images=options.calib_images
             )
-            fitted, self.held = samples.split() if samples.count >= _TO_SPLIT else (samples, Samples((), ""))
+            looked_at = samples.count >= _TO_SPLIT and options.calib != NOISE  # agreement on noise says nothing
+            fitted, self.held = samples.split() if looked_at else (samples, Samples((), ""))
             self.samples, self.fitted = fitted.batched(self.network.program), fitted.count
 
     def _calibration_document(self) -> dict[str, Any] | None:
@@ -694,9 +697,15 @@ class _Export:
         extra = {"seed": options.seed} if options.criterion == "random" else {}
         ranking = criterion(options.criterion, **{**extra, **options.criterion_options})
         with timed(self.seconds, "score"):
+            kept = None
             if not isinstance(ranking, Criterion):
+                kept = ScoreCache(self.sha256, self.samples.digest(), repr(ranking), options.seed)
+                self.scores = kept.read(chosen)
                 ranking = ranking.on(Observations(network.grouping, self.samples.feeds, OrtRunner(), options.seed))
-            self.scores = score_groups(ranking, chosen, network.program.tensor, scales=network.grouping.scales)
+            if self.scores is None:
+                self.scores = score_groups(ranking, chosen, network.program.tensor, scales=network.grouping.scales)
+                if kept is not None:
+                    kept.write(self.scores)
             release(network.program.model)
         return self.scores
 

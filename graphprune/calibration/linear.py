@@ -300,7 +300,7 @@ class Reader:
         linear = self._linear
         if linear.window:
             samples, _, positions = self._apart(value)
-            return samples.shape[0] * len(self._map(value.shape, positions))
+            return len(samples) * len(self._map(value.shape, positions))
         columns = _count((*linear.columns, *linear.batch), self._size)
         rows: int = value.size // columns
         return rows

@@ -240,7 +240,7 @@ def calibration_options() -> _Decorator[_F]:
         click.option(
             "--calib", metavar="DATA",
             help="Samples to rank and repair on, without labels: an .npz file, a folder of .npy, .npz or image files, "
-            "or module:function that yields dictionaries of arrays.",
+            "module:function that yields dictionaries of arrays, or none: noise.",
         ),
         click.option(
             "--calib-samples", type=click.IntRange(min=1), metavar="N", help="Use at most N samples of them.",

@@ -15,12 +15,16 @@ import onnx_ir as ir
 
 from graphprune.errors import GraphpruneError, InputError, UsageError
 from graphprune.frontends.modules import first_line, is_reference, named
+from graphprune.ir.observe import random_feeds
 from graphprune.ir.program import Array, Program, inputs_of
 
-__all__ = ["Preprocessing", "Samples", "read_samples"]
+__all__ = ["NOISE", "Preprocessing", "Samples", "read_samples"]
 
 Feeds = Mapping[str, Array]
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+NOISE = "none"  # instead of data
+_NOISE = 64  # samples of it
+_SPATIAL = 8  # least size of an axis that has a spectrum
 _BATCH = 16  # samples of a run, where the batch may be chosen
 
 
@@ -141,7 +145,7 @@ def read_samples(
         source: an ``.npz`` file (one array per input, samples on the first axis; or one array of any name where there
             is one input); a folder of such files, of ``.npy`` files (one run each) or of images;
             ``module:function`` or ``file.py:function`` that yields dictionaries of arrays (or arrays, or tuples
-            ``(inputs, label)``); or a sequence of them.
+            ``(inputs, label)``); a sequence of them; or ``none``: noise, where there are no data.
         program: the network that they are for.
         limit: at most so many runs (samples, where the network takes one at a time).
         images: how images are read.
@@ -149,6 +153,8 @@ def read_samples(
     Raises:
         InputError: it cannot be read, or does not fit the network's inputs. UsageError: there is no such thing.
     """
+    if source == NOISE:
+        return Samples(tuple(_noise(program, limit or _NOISE)), "noise")
     if isinstance(source, (str, Path)):
         text = str(source)
         if isinstance(source, str) and is_reference(text):
@@ -177,6 +183,28 @@ def read_samples(
     if not found:
         raise InputError(f"'{text}' holds no samples to calibrate on")
     return Samples(tuple(found), text)
+
+
+def _noise(program: Program, count: int) -> Iterator[Feeds]:
+    """Inputs of mean 0 and deviation 1: on large axes in turn white and as smooth as pictures are (spectra 1, 1/f and
+    1/f^2); whole numbers and flags as the observation draws them.
+    """
+    for i in range(count):
+        feeds = dict(random_feeds(program, i))
+        for name, array in feeds.items():
+            axes = tuple(k for k, n in enumerate(array.shape) if k > 1 and n >= _SPATIAL)
+            if array.dtype.kind != "f" or not axes:
+                continue
+            rng = np.random.default_rng((i, len(name)))
+            spectrum = np.fft.fftn(rng.standard_normal(array.shape), axes=axes)
+            squares = np.zeros(array.shape)
+            for k in axes:
+                shape = [1] * array.ndim
+                shape[k] = array.shape[k]
+                squares = squares + (np.fft.fftfreq(array.shape[k]) * array.shape[k]).reshape(shape) ** 2
+            smooth = np.fft.ifftn(spectrum / np.maximum(np.sqrt(squares), 1) ** (i % 3), axes=axes).real
+            feeds[name] = ((smooth - smooth.mean()) / max(float(smooth.std()), 1e-6)).astype(array.dtype)
+        yield feeds
 
 
 def _yielded(text: str) -> Iterable[Any]:

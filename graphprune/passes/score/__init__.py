@@ -13,6 +13,7 @@ import numpy as np
 from graphprune.errors import InputError
 from graphprune.passes.score.activations import Activation, Fluctuation, Variance, Wanda
 from graphprune.passes.score.base import NORMALIZERS, REDUCTIONS, Calibrated, Criterion, Scores, Tensors
+from graphprune.passes.score.cache import ScoreCache
 from graphprune.passes.score.chance import Random
 from graphprune.passes.score.gradients import Fisher, Grasp, Snip, Synflow, Taylor
 from graphprune.passes.score.reconstruction import Obs
@@ -40,6 +41,7 @@ __all__ = [
     "Magnitude",
     "Obs",
     "Random",
+    "ScoreCache",
     "Scores",
     "Snip",
     "Synflow",
