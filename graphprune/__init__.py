@@ -17,17 +17,19 @@ from graphprune._version import __version__
 if TYPE_CHECKING:
     from graphprune.backends.torch import load_state, to_torch
     from graphprune.coupling.groups import Group
-    from graphprune.export import ExportOptions, ExportResult
+    from graphprune.export import ExportResult
     from graphprune.frontends.graphsurgeon import to_graphsurgeon
     from graphprune.ir.program import Program
+    from graphprune.options import ExportOptions
     from graphprune.passes.plan import Plan
     from graphprune.pipeline import Analysis, Network, load, verify_files
     from graphprune.training.finetune import finetune
+    from graphprune.training.inplace import load_module, prune_module, save_module
 
 # Everything is imported when it is first used: `import graphprune` stays light.
 _LAZY = {
     "Analysis": "graphprune.pipeline",
-    "ExportOptions": "graphprune.export",
+    "ExportOptions": "graphprune.options",
     "ExportResult": "graphprune.export",
     "Group": "graphprune.coupling.groups",
     "Network": "graphprune.pipeline",
@@ -35,7 +37,10 @@ _LAZY = {
     "Program": "graphprune.ir.program",
     "finetune": "graphprune.training.finetune",
     "load": "graphprune.pipeline",
+    "load_module": "graphprune.training.inplace",
     "load_state": "graphprune.backends.torch",
+    "prune_module": "graphprune.training.inplace",
+    "save_module": "graphprune.training.inplace",
     "to_graphsurgeon": "graphprune.frontends.graphsurgeon",
     "to_torch": "graphprune.backends.torch",
     "verify_files": "graphprune.pipeline",
@@ -52,8 +57,11 @@ __all__ = [
     "__version__",
     "finetune",
     "load",
+    "load_module",
     "load_state",
     "optim",
+    "prune_module",
+    "save_module",
     "to_graphsurgeon",
     "to_torch",
     "verify_files",

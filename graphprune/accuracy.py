@@ -244,6 +244,56 @@ def fastest_within(bound: float, value: Callable[[float | None], float]) -> Drop
     return Drop(high, bound, original, tuple(rounds))
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """How good the networks are: ``original``, ``cut`` (before repair) and ``artefact``.
+
+    Attributes:
+        metric: the user's figures of each; empty without a metric.
+        fidelity: of the cut network and of the artefact to the original, on samples that nothing was fitted to; empty
+            without calibration data.
+        exhibits: samples with what each network says of them, see :meth:`Metric.exhibits`.
+    """
+
+    metric: Mapping[str, Mapping[str, Figure]]
+    fidelity: Mapping[str, Fidelity]
+    exhibits: Sequence[Mapping[str, Any]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures."""
+        return {
+            "metric": {
+                which: {name: one.to_json() for name, one in figures.items()} for which, figures in self.metric.items()
+            },
+            "fidelity": {which: one.to_json() for which, one in self.fidelity.items()},
+            "exhibits": [dict(one) for one in self.exhibits],
+        }
+
+
+def assess(models: Mapping[str, Run], held: Sequence[Feeds], metric: Metric | None) -> Accuracy | None:
+    """How good networks are, ``original`` first; where none is named ``artefact``, the one that was cut is it.
+
+    Args:
+        models: what runs each of them.
+        held: samples that nothing was fitted to; may be none.
+        metric: the user's own; may be none.
+    """
+    if metric is None and not held:
+        return None
+    outputs = {which: outputs_of(run, held) for which, run in models.items()} if held else {}
+    figures = {} if metric is None else {which: metric(run) for which, run in models.items()}
+    shown = [] if metric is None else metric.exhibits(models)
+    near = {which: fidelity(outputs["original"], one) for which, one in outputs.items() if which != "original"}
+    names = {} if "artefact" in models else {"cut": "artefact"}
+    for row in shown:
+        row["says"] = {names.get(which, which): text for which, text in row["says"].items()}
+    return Accuracy(
+        {names.get(which, which): one for which, one in figures.items()},
+        {names.get(which, which): one for which, one in near.items()},
+        shown,
+    )
+
+
 def read_metric(source: str | Callable[[Run], Any]) -> Metric:
     """The metric that ``module:function`` names, or a function itself. Raises UsageError, InputError."""
     if callable(source):

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     import networkx
     import onnx_ir as ir
 
-    from graphprune.export import ExportOptions, ExportResult
+    from graphprune.export import ExportResult
+    from graphprune.options import ExportOptions
 
 __all__ = ["IN_MEMORY", "Analysis", "Network", "load", "no_groups", "timed", "verify_files", "verify_program"]
 
@@ -134,6 +135,17 @@ class Network:
         """What an axis is tied to, or why it cannot be cut. Raises UsageError for an unknown tensor or axis."""
         return explain(self.grouping, tensor, axis)
 
+    def write(self, model: ir.Model, path: Path, limit: int | None = None) -> tuple[Path, ...]:
+        """Write a network made of this one; the data files first, the model last.
+
+        A source that keeps its data beside it gets such a file: it can be run without being read as a whole. ``limit``
+        is the largest data file in bytes.
+        """
+        from graphprune.ir.store import external_locations, write_onnx
+
+        external = True if external_locations(self.program.model) else None
+        return write_onnx(model, path, external=external, max_shard_size=limit)
+
     def export(self, out: str | os.PathLike[str], options: ExportOptions | None = None, **changes: Any) -> ExportResult:
         """Prune to the targets, prove the cut, measure it and write the artefacts.
 
@@ -147,7 +159,8 @@ class Network:
         """
         if options is not None and changes:
             raise UsageError("export takes either options or single options by name, not both")
-        from graphprune.export import ExportOptions, export
+        from graphprune.export import export
+        from graphprune.options import ExportOptions
 
         return export(self, Path(out), options or ExportOptions(**changes))
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from graphprune.accuracy import Metric, fidelity, outputs_of
+from graphprune.backends.runner import OrtRunner
 from graphprune.errors import InputError
 from graphprune.frontends.modules import first_line
+from graphprune.frontends.onnx import read_onnx
 from graphprune.ir.program import Array
+from graphprune.latency.measure import Comparison
 
-__all__ = ["Corner", "quantize_int8"]
+__all__ = ["INT8", "Corner", "four_corners", "quantize_int8"]
 
 Feeds = Mapping[str, Array]
+INT8 = "model.int8.onnx"  # beside the artefact
 _SAMPLES = 64  # that the ranges are taken from: more hardly widen them
 
 
@@ -41,6 +47,44 @@ class Corner:
             "name": self.name, "bytes": self.size, "ratio": self.ratio, "ratio_low": self.low, "ratio_high": self.high,
             **self.quality,
         }  # fmt: skip
+
+
+def four_corners(
+    original: ir.Model,
+    source: Path,
+    pruned: Path,
+    folder: Path,
+    samples: Sequence[Feeds],
+    held: Sequence[Feeds],
+    metric: Metric | None,
+    ratio: Callable[[Path], Comparison | None],
+) -> list[Corner]:
+    """Dense and pruned, float and int8: sizes, measured times and how good they are.
+
+    Args:
+        original: the network; ``source`` is its file, ``pruned`` the artefact's.
+        folder: where ``dense.int8.onnx`` and ``model.int8.onnx`` are written.
+        samples: to take ranges from; ``held``: those that nothing was fitted to.
+        metric: the user's own, if any.
+        ratio: measures a file against the source; None where nothing is measured.
+    """
+    files = {"dense int8": folder / "dense.int8.onnx", "pruned int8": folder / INT8}
+    for start, file in zip((source, pruned), files.values(), strict=True):
+        quantize_int8(start, samples, file)
+    expected = outputs_of(partial(OrtRunner(), original), held)
+    corners = []
+    for name, file in {"dense float": source, "pruned float": pruned, **files}.items():
+        run = partial(OrtRunner(), read_onnx(file))
+        figures: dict[str, Any] = {}
+        if metric is not None:
+            figures["metric"] = {key: one.to_json() for key, one in metric(run).items()}
+        if held:
+            figures["fidelity"] = fidelity(expected, outputs_of(run, held)).to_json()
+        found = None if file == source else ratio(file)
+        whole = 1.0 if file == source else None
+        value, low, high = (whole,) * 3 if found is None else (found.ratio, found.ratio_low, found.ratio_high)
+        corners.append(Corner(name, file.stat().st_size, value, low, high, figures))
+    return corners
 
 
 def quantize_int8(source: Path, samples: Sequence[Feeds], out: Path) -> None:

@@ -24,7 +24,8 @@ from onnx import helper, numpy_helper
 
 import graphprune
 from graphprune.errors import InputError, NothingPrunableError, TargetError, UsageError, VerificationError
-from graphprune.export import ExportOptions, ExportResult
+from graphprune.export import ExportResult
+from graphprune.options import ExportOptions
 from graphprune.passes.shrink import Shrink
 
 TARGETS = ({"target_params": "0.5x"}, {"target_macs": "0.7x"})
@@ -167,7 +168,8 @@ def test_manifest_and_results_are_plain_data(tmp_path):
     assert manifest == json.loads(json.dumps(result.to_json()))
     assert list(manifest) == [
         "format", "created", "versions", "machine", "source", "artefact", "options", "input_shapes", "original",
-        "asked", "reached", "groups_cut", "refusals", "verification", "build", "latency",
+        "asked", "reached", "groups_cut", "refusals", "verification", "calibration", "repair", "accuracy", "search", "max_drop", "corners",
+        "build", "latency",
         "latency_target", "parameter_names", "notes", "seconds",
     ]  # fmt: skip
     assert manifest["source"] == {"name": "source.onnx", "sha256": {"source.onnx": digest(source)}}

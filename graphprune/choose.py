@@ -1,0 +1,278 @@
+"""What stays: scores of the units, and an allocation of them to the targets."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graphprune.accuracy import Drop, Metric, fastest_within, fidelity, outputs_of, parse_drop
+from graphprune.backends.runner import OrtRunner
+from graphprune.calibration.observations import Observations
+from graphprune.coupling.groups import Group, Grouping, Keep
+from graphprune.errors import NothingPrunableError
+from graphprune.frontends.samples import Samples
+from graphprune.ir.program import Array, release
+from graphprune.latency.profile import ProfileOptions
+from graphprune.latency.table import read_table
+from graphprune.latency_target import LatencyModel, LatencyTarget, Met, meet, solve
+from graphprune.options import ExportOptions
+from graphprune.passes.allocate import Allocator, Target, allocator
+from graphprune.passes.allocate.target import Quantity
+from graphprune.passes.files import keep_of, read_plan, replay
+from graphprune.passes.plan import Plan
+from graphprune.passes.repair import METHODS, Repair
+from graphprune.passes.score import Criterion, ScoreCache, Scores, criterion, score_groups
+from graphprune.passes.selection import Selection
+from graphprune.passes.shrink import Shrink
+from graphprune.pipeline import no_groups, timed
+from graphprune.search import Budget, Found, Search
+
+if TYPE_CHECKING:
+    from graphprune.pipeline import Network
+
+__all__ = ["Choice", "Chooser", "whole"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stays, the limits asked for, what the user should know, and how a latency target was met."""
+
+    plan: Plan
+    asked: Mapping[str, int]
+    notes: tuple[str, ...]
+    met: Met | None = None
+
+
+@dataclass
+class Chooser:
+    """Chooses for one export; what was computed once is kept.
+
+    Attributes:
+        options: with nothing left open; a bound on what may be lost becomes a target here.
+        targets: on parameters and MACs.
+        samples, held: calibration data, and those that nothing is fitted to.
+        metric: the user's own, if any.
+        source, staging: the original's file, and a folder to build candidates in; ``sha256`` is the file's.
+        seconds: of the steps.
+        model, scores: step curves and scores of an earlier export of the same network.
+        found, drop: what a search, and the bound on what may be lost, have found.
+    """
+
+    network: Network
+    options: ExportOptions
+    targets: list[Target]
+    samples: Samples
+    held: Samples
+    metric: Metric | None
+    source: Path
+    staging: Path
+    sha256: str
+    seconds: dict[str, float]
+    model: LatencyModel | None = None
+    scores: Scores | None = None
+    found: Found | None = None
+    drop: Drop | None = None
+
+    @property
+    def repairs(self) -> bool:
+        """Whether what is cut is repaired."""
+        return self.options.repair in METHODS
+
+    @property
+    def repair(self) -> Repair:
+        """The way it is."""
+        return Repair("bias" if self.options.repair == "bias" else "refit", self.options.seed)
+
+    def choose(self, tightened: float = 1.0) -> Choice:
+        """What stays: the plan that was given, or scores and an allocation to the targets.
+
+        ``tightened``: the share of a latency target that is asked for, below 1 after what was repaired took longer.
+        """
+        network, options = self.network, self.options
+        grouping = network.grouping
+        if options.plan is not None:
+            saved = replay(read_plan(options.plan), grouping)
+            idle = "the plan removes nothing: the artefact computes what the source computes"
+            return Choice(saved, {}, () if saved.kept else (idle,))
+        chosen = Selection(options.include, options.exclude, options.stat)(grouping, network.program.parameter_names)
+        if not chosen:
+            raise NothingPrunableError(_why_nothing(grouping, options.stat))
+        scores = self._scored(chosen)
+        assert options.allocation is not None
+        method = allocator(options.allocation, floor=options.floor, align=options.align)
+        if options.max_drop is not None and self.drop is None:
+            with timed(self.seconds, "max drop"):
+                self._bound(chosen, scores, method)
+            options = self.options
+        if options.search_budget is not None:
+            scores = self._searched(chosen, scores, method)
+        if options.target_latency is None:
+            with timed(self.seconds, "allocate"):
+                allocation = method.allocate(chosen, scores, network.cost, self.targets)
+            asked = {str(quantity): limit for quantity, limit in allocation.asked.items()}
+            return Choice(allocation.plan, asked, (*scores.notes, *allocation.notes))
+        met = self._meet(chosen, scores, method, tightened)
+        asked = {one.quantity: one.limit(whole(network)[one.quantity]) for one in self.targets}
+        return Choice(met.plan, asked, (*scores.notes, *met.notes), met)
+
+    def _plan_at(self, share: float, chosen: Sequence[Group], scores: Scores, method: Allocator) -> Plan:
+        """Widths for a share of the original's predicted time, or of its MACs where nothing is measured."""
+        if self.options.measure is None:
+            return method.allocate(chosen, scores, self.network.cost, [Target.parse(f"{share:.4f}x", "macs")]).plan
+        model = self._curves(chosen)
+        return solve(share, model, chosen, scores, self.network.cost, method, ())[0]
+
+    def _searched(self, chosen: Sequence[Group], scores: Scores, method: Allocator) -> Scores:
+        """Scores with a factor for each group, found by looking; once for a job."""
+        options, network = self.options, self.network
+        if self.found is None:
+            assert options.search_budget is not None
+
+            def allocate(weighed: Scores) -> Plan:
+                if options.target_latency is None:
+                    return method.allocate(chosen, weighed, network.cost, self.targets).plan
+                model = self._curves(chosen)
+                share = LatencyTarget.parse(options.target_latency).share(model.original_ns / 1e6)
+                return solve(share, model, chosen, weighed, network.cost, method, self.targets)[0]
+
+            budget = Budget.parse(options.search_budget)
+            with timed(self.seconds, "search"):
+                samples = self.samples.feeds
+                self.found = Search(network.grouping, chosen, scores, allocate, samples, budget, options.seed).run()
+        return self.found.scores
+
+    def _bound(self, chosen: Sequence[Group], scores: Scores, method: Allocator) -> None:
+        """Find the smallest share at which the figure drops no more than asked, and make it the target."""
+        assert self.options.max_drop is not None
+        expected: list[dict[str, Array]] = []
+
+        def value(share: float | None) -> float:
+            model = self.network.program.model
+            if share is not None:
+                keep = keep_of(self._plan_at(share, chosen, scores, method), self.network.grouping)
+                model = Shrink(keep)(self.network.grouping)
+                if self.repairs:
+                    model = self.repair(self.network.grouping, keep, model, self.samples.feeds, OrtRunner()).model
+            run = partial(OrtRunner(), model)
+            if self.metric is not None:
+                return next(iter(self.metric(run).values())).value
+            samples = self.held.feeds or self.samples.feeds
+            if share is None:
+                expected.extend(outputs_of(run, samples))
+                return 1.0
+            near = fidelity(expected, outputs_of(run, samples))
+            return near.top1.value if near.top1 is not None else near.cosine.value
+
+        self.drop = fastest_within(parse_drop(self.options.max_drop), value)
+        text = f"{self.drop.share:.4g}x"
+        timed_target = self.options.measure is not None
+        if timed_target:
+            self.options = replace(self.options, target_latency=text)
+        else:
+            self.options = replace(self.options, target_macs=text)
+            self.targets = [Target.parse(text, "macs")]
+
+    def _scored(self, chosen: Sequence[Group]) -> Scores:
+        """Scores of the groups that may be cut; computed once."""
+        network, options = self.network, self.options
+        if self.scores is not None:
+            return self.scores
+        assert options.criterion is not None
+        extra = {"seed": options.seed} if options.criterion == "random" else {}
+        ranking = criterion(options.criterion, **{**extra, **options.criterion_options})
+        with timed(self.seconds, "score"):
+            kept = None
+            if not isinstance(ranking, Criterion):
+                kept = ScoreCache(self.sha256, self.samples.digest(), repr(ranking), options.seed)
+                self.scores = kept.read(chosen)
+                ranking = ranking.on(Observations(network.grouping, self.samples.feeds, OrtRunner(), options.seed))
+            if self.scores is None:
+                self.scores = score_groups(ranking, chosen, network.program.tensor, scales=network.grouping.scales)
+                if kept is not None:
+                    kept.write(self.scores)
+            release(network.program.model)
+        return self.scores
+
+    def _meet(
+        self,
+        chosen: Sequence[Group],
+        scores: Scores,
+        method: Allocator,
+        tightened: float,
+    ) -> Met:
+        """Step curves, and as many candidates as it takes."""
+        network, options = self.network, self.options
+        timing = options.measure
+        assert timing is not None and options.target_latency is not None
+        feeds = network.program.examples
+        candidate = self.staging / "candidate" / "model.onnx"
+
+        def build(plan: Plan) -> Path:
+            shutil.rmtree(candidate.parent, ignore_errors=True)
+            candidate.parent.mkdir(exist_ok=True)
+            keep = keep_of(plan, network.grouping)
+            model = Shrink(keep)(network.grouping)
+            if self.repairs:  # with the biases that repair will add
+                model = self.repair.dressed(network.grouping, keep, model)
+            network.write(model, candidate)
+            return candidate
+
+        model = self._curves(chosen)
+        asked = LatencyTarget.parse(options.target_latency)
+        target = replace(asked, value=asked.value * tightened)
+        with timed(self.seconds, "meet"):
+            met = meet(
+                target,
+                model,
+                chosen,
+                scores,
+                network.cost,
+                method,
+                self.targets,
+                self.source,
+                build,
+                feeds,
+                timing,
+                options.statistic,
+            )
+        return replace(met, target=asked, share=met.share / tightened)
+
+    def _curves(self, chosen: Sequence[Group]) -> LatencyModel:
+        """The step curves, measured when they are first needed."""
+        options, network = self.options, self.network
+        timing = options.measure
+        assert timing is not None
+
+        def write(keep: Keep, path: Path) -> None:
+            path.parent.mkdir(exist_ok=True)
+            network.write(Shrink(keep)(network.grouping), path)
+
+        if self.model is None:
+            profile = ProfileOptions(timing.backend, timing.backend_options, floor=options.floor, seed=options.seed)
+            table = None if options.latency_table is None else read_table(options.latency_table)
+            feeds = network.program.examples
+            with timed(self.seconds, "profile"):
+                self.model = LatencyModel.of(network.grouping, chosen, self.source, write, feeds, profile, table=table)
+        return self.model
+
+
+def whole(network: Network) -> dict[Quantity, int]:
+    """Parameters and MACs of the whole network."""
+    return {"params": network.cost.params({}), "macs": network.cost.macs({})}
+
+
+def _why_nothing(grouping: Grouping, stat: bool) -> str:
+    if not grouping.groups:
+        return f"nothing can be pruned: {no_groups(grouping)}"
+    inexact = sum(not one.exact for one in grouping.groups)
+    if inexact == len(grouping.groups) and not stat:
+        return (
+            f"nothing can be pruned exactly: the network has {inexact} inexact group(s) alone (a statistic, such as a "
+            "LayerNorm's, is computed over them); --stat --no-verify cuts them all the same"
+        )
+    more = f", and {inexact} inexact group(s) are left out without --stat" if inexact and not stat else ""
+    return f"no group is left to prune: --include and --exclude leave none{more}"

@@ -1,0 +1,138 @@
+"""Sizes that PyTorch's layers keep as attributes, after a cut of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from torch import nn
+
+from graphprune.pipeline import Network
+
+__all__ = ["Change", "attribute_changes"]
+
+Change = tuple[str, str, Any]  # path of the submodule, attribute, new value
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+
+
+def attribute_changes(
+    module: nn.Module,
+    cuts: Sequence[tuple[str, int, int, tuple[int, ...]]],
+    network: Network,
+    keep: Mapping[str, NDArray[np.bool_]],
+    cut: Network,
+) -> tuple[Change, ...]:
+    """The attributes to set, once the parameters are cut.
+
+    Standard layers' follow from their parameters. Elsewhere, whole numbers that are called after heads, dimensions,
+    channels or sizes, in a module that holds what was cut, and that equal a size before the cut, become the size after.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    touched = dict.fromkeys(name.rpartition(".")[0] for name, _, _, _ in cuts)
+    for path in touched:
+        owner = module.get_submodule(path)
+        for name, value in _standard(owner, path, network, cut).items():
+            if getattr(owner, name) != value:
+                found[path, name] = value
+    for path, name, value in _by_name(module, network, keep):
+        found.setdefault((path, name), value)
+    return tuple((path, name, value) for (path, name), value in found.items())
+
+
+def _standard(owner: nn.Module, path: str, network: Network, cut: Network) -> dict[str, Any]:
+    held: Any = owner
+    if isinstance(owner, nn.Linear):
+        return {"out_features": held.weight.shape[0], "in_features": held.weight.shape[1]}
+    if isinstance(owner, _CONVS):
+        groups = _groups(f"{path}.weight", network, cut) or held.groups
+        return {"out_channels": held.weight.shape[0], "in_channels": held.weight.shape[1] * groups, "groups": groups}
+    if isinstance(owner, _TRANSPOSED):
+        groups = _groups(f"{path}.weight", network, cut) or held.groups
+        return {"in_channels": held.weight.shape[0], "out_channels": held.weight.shape[1] * groups, "groups": groups}
+    if isinstance(owner, _NORMS):
+        first = held.weight if held.weight is not None else held.running_mean
+        return {} if first is None else {"num_features": first.shape[0]}
+    if isinstance(owner, (nn.LayerNorm, nn.RMSNorm)):
+        return {"normalized_shape": tuple(held.weight.shape)}
+    if isinstance(owner, nn.GroupNorm):
+        per_group = held.num_channels // held.num_groups
+        channels = held.weight.shape[0]
+        same = channels % held.num_groups == 0
+        return {"num_channels": channels, "num_groups": held.num_groups if same else channels // per_group}
+    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
+        return {"num_embeddings": held.weight.shape[0], "embedding_dim": held.weight.shape[1]}
+    if isinstance(owner, nn.PReLU):
+        return {"num_parameters": held.weight.shape[0]}
+    if isinstance(owner, nn.RNNBase):
+        return {"input_size": held.weight_ih_l0.shape[1], "hidden_size": held.weight_hh_l0.shape[1]}
+    return {}
+
+
+def _groups(parameter: str, network: Network, cut: Network) -> int | None:
+    """How many groups the node that reads a parameter has in the cut network."""
+    tensors = {name for name, path in network.program.parameter_names.items() if path == parameter}
+    for node in cut.program.model.graph:
+        if any(value is not None and value.name in tensors for value in node.inputs) and "group" in node.attributes:
+            held = node.attributes["group"]
+            assert isinstance(held, ir.Attr)
+            return int(held.as_int())
+    return None
+
+
+def _by_name(module: nn.Module, network: Network, keep: Mapping[str, NDArray[np.bool_]]) -> list[Change]:
+    """Counts of heads and the like in the modules that hold a cut group's parameters."""
+    names = network.program.parameter_names
+    changes: list[Change] = []
+    for group in network.grouping.groups:
+        mask = keep.get(group.id)
+        if mask is None or mask.all():
+            continue
+        before, after = group.size, int(mask.sum())
+        owners = {names[m.tensor].rpartition(".")[0] for m in group.members if m.tensor in names}
+        # all modules above a changed layer, up to the one that holds the whole group
+        shared = _common(owners)
+        above = {
+            ".".join(parts[:k])
+            for parts in (path.split(".") for path in owners)
+            for k in range(len(shared), len(parts))
+        }
+        widths = {before: after}
+        for member in group.members:
+            inside = member.unit_of >= 0
+            kept = int((mask[member.unit_of[inside]]).sum()) + int((~inside).sum())
+            if member.role != "contracted" and inside.all():
+                widths.setdefault(member.size, kept)
+        for path in above:
+            owner = module.get_submodule(path)
+            for name, value in vars(owner).items():
+                if type(value) is int and not name.startswith("_") and _means(name, group.kind) and value in widths:
+                    changes.append((path, name, widths[value]))
+    return changes
+
+
+def _common(paths: set[str]) -> list[str]:
+    split = [path.split(".") for path in sorted(paths)]
+    shared = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return shared if len(paths) > 1 else shared[:-1]
+
+
+def _means(name: str, kind: str) -> bool:
+    lower = name.lower()
+    inner = any(word in lower for word in ("all_head", "inner", "attn_dim"))
+    if kind.startswith("heads"):
+        return inner or ("head" in lower and "dim" not in lower)
+    if "head" in kind:
+        return inner or any(word in lower for word in ("head_dim", "head_size", "key_dim"))
+    return any(word in lower for word in ("channel", "planes", "width", "dim", "hidden", "inner", "features", "size"))

@@ -1,0 +1,221 @@
+"""Recovery of a pruned ONNX file: distillation, resuming after a kill, several processes, the verb."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from models import residual
+
+import graphprune
+from graphprune.cli.main import main
+from graphprune.errors import InputError, UsageError
+
+torch = pytest.importorskip("torch")
+
+from graphprune.training.groups import difference, outputs_of  # noqa: E402
+from graphprune.training.iterative import prune_and_tune  # noqa: E402
+
+RUN = {"updates": 12, "batch": 2, "lr": 3e-3, "evaluate_every": 4, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``original.onnx``, ``pruned/model.onnx`` and ``data.npz``."""
+    folder = tmp_path_factory.mktemp("finetune")
+    onnx.save(residual().model, folder / "original.onnx")
+    data = np.random.default_rng(0).standard_normal((256, 3, 8, 8)).astype(np.float32)
+    np.savez(folder / "data.npz", x=data)
+    network = graphprune.load(folder / "original.onnx")
+    network.export(folder / "pruned", target_params="0.6x", measure=None, criterion="random")
+    return folder
+
+
+def tune(files: Path, **changes: Any) -> Any:
+    given = (files / "pruned" / "model.onnx", files / "original.onnx", files / "data.npz")
+    return graphprune.finetune(*given, **{**RUN, **changes})
+
+
+def weights(path: Path) -> dict[str, Any]:
+    return {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
+
+
+def test_distillation_brings_it_nearer_and_is_written(files: Path, tmp_path: Path) -> None:
+    result = tune(files, out=tmp_path, updates=30)
+    assert result.after < 0.7 * result.before
+    document = json.loads((tmp_path / "finetune.json").read_text())
+    assert document["distance"] == {"before": result.before, "after": result.after}
+    assert document["updates"] == 30 and document["samples"]["held_out"] == 2
+    again = graphprune.load(tmp_path / "model.onnx", inputs=result.network.program.examples)
+    assert difference(outputs_of(result.network), outputs_of(again)) < 1e-6
+    before = weights(files / "pruned" / "model.onnx")
+    assert {name: one.shape for name, one in weights(tmp_path / "model.onnx").items()} == {
+        name: one.shape for name, one in before.items()
+    }
+
+
+def test_killed_and_resumed_ends_in_the_same_weights(files: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = {**RUN, "updates": 150, "evaluate_every": 50, "rank": 2}
+    tune(files, out=whole, **options)
+    code = (
+        "import sys, json, graphprune\n"
+        "a = json.loads(sys.argv[1])\n"
+        "graphprune.finetune(*a['files'], out=a['out'], checkpoint_every=3, **a['options'])\n"
+    )
+    given = [str(files / "pruned" / "model.onnx"), str(files / "original.onnx"), str(files / "data.npz")]
+    words = json.dumps({"files": given, "out": str(killed), "options": options})
+    process = subprocess.Popen([sys.executable, "-c", code, words])
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (killed / "checkpoint.pt").exists() and not (killed / "model.onnx").exists()
+    at = torch.load(killed / "checkpoint.pt", weights_only=True)["update"]
+    assert 0 < at < 150
+    with pytest.raises(UsageError, match="other options"):
+        tune(files, out=killed, resume=True, **{**options, "lr": 1e-4})
+    tune(files, out=killed, resume=True, **options)
+    expected, found = weights(whole / "model.onnx"), weights(killed / "model.onnx")
+    assert all(np.array_equal(one, expected[name]) for name, one in found.items())
+    assert not (killed / "checkpoint.pt").exists()
+
+
+def test_two_processes_train_as_one_does(files: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    tune(files, out=one)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = [
+        *("finetune", str(files / "pruned" / "model.onnx"), str(files / "original.onnx"), "-o", str(two)),
+        *("--data", str(files / "data.npz"), "--updates", "12", "--batch", "2", "--lr", "3e-3"),
+        *("--evaluate-every", "4", "--seed", "1"),
+    ]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "graphprune", *words],
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [process.wait(timeout=180) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    expected, found = weights(one / "model.onnx"), weights(two / "model.onnx")
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_low_rank_updates_have_that_rank(files: Path) -> None:
+    result = tune(files, rank=2, updates=6)
+    start = weights(files / "pruned" / "model.onnx")
+    changed = 0
+    for name, value in start.items():
+        delta = (result.network.program.tensor(name) - value).reshape(value.shape[0], -1) if value.ndim > 1 else None
+        if delta is not None and np.abs(delta).max() > 0:
+            changed += 1
+            assert np.linalg.matrix_rank(delta, tol=1e-5 * np.linalg.norm(delta)) <= 2
+    assert changed and result.after < result.before
+
+
+def test_inner_values_are_compared(files: Path) -> None:
+    program = graphprune.load(files / "original.onnx").program
+    pruned = graphprune.load(files / "pruned" / "model.onnx").program
+    same = [n for n in program.shapes if pruned.shapes.get(n) == program.shapes[n] and n not in program.fixed]
+    inner = [name for name in same if name not in ("x", "y")]
+    cut = next(n for n in program.shapes if n in pruned.shapes and pruned.shapes[n] != program.shapes[n])
+    with pytest.raises(InputError, match="values that the cut leaves whole"):
+        tune(files, features=(cut,), updates=1)
+    if inner:
+        plain, both = tune(files, updates=1), tune(files, updates=1, features=tuple(inner[:1]))
+        assert both.before > plain.before
+    with pytest.raises(UsageError, match="no value 'nothing'"):
+        tune(files, features=("nothing",))
+
+
+def test_an_own_loss_is_resumed_in_its_place(files: Path, tmp_path: Path) -> None:
+    data = np.load(files / "data.npz")["x"]
+    labels = torch.from_numpy(np.random.default_rng(1).integers(0, 5, len(data)))
+
+    def loss(run: Any) -> Any:
+        for at in range(0, 64, 16):
+            yield torch.nn.functional.cross_entropy(run({"x": data[at : at + 16]})["y"], labels[at : at + 16])
+
+    class Killed(Exception):
+        pass
+
+    calls = 0
+
+    def dying(run: Any) -> Any:
+        nonlocal calls
+        for one in loss(run):
+            calls += 1
+            if calls == 8:
+                raise Killed
+            yield one
+
+    dying.__name__ = "loss"
+    options = {"updates": 10, "checkpoint_every": 6, "distil": 0.5, "statistics": True}
+    with pytest.raises(InputError, match="Killed"):
+        tune(files, out=tmp_path / "b", loss=dying, **options)
+    resumed = tune(files, out=tmp_path / "b", loss=loss, resume=True, **options)
+    whole = tune(files, out=tmp_path / "a", loss=loss, **options)
+    for name in weights(tmp_path / "a" / "model.onnx"):
+        assert np.array_equal(whole.network.program.tensor(name), resumed.network.program.tensor(name))
+
+
+def test_training_stops_early_and_keeps_the_best(files: Path) -> None:
+    result = tune(files, updates=50, lr=3.0, optimizer="sgd", clip=0.0, weight_decay=0.3, evaluate_every=1, patience=2)
+    assert result.updates < 50
+    looked = [result.before, *(one["held_out"] for one in result.history)]
+    assert result.after == pytest.approx(min(looked), rel=1e-6)
+    assert result.after <= result.before
+
+
+def test_the_verb_prunes_and_tunes_in_steps(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["finetune", str(files / "original.onnx"), "-o", str(tmp_path), "--data", str(files / "data.npz")]
+    assert main([*words, "--target-macs", "0.5x", "--steps", "2", "--updates", "6"]) == 0
+    assert "distance from the original" in capsys.readouterr().out
+    original, found = (graphprune.load(path) for path in (files / "original.onnx", tmp_path / "model.onnx"))
+    assert found.cost.macs({}) <= 0.5 * original.cost.macs({})
+    assert main(words) == 2
+
+
+def test_steps_share_the_updates(files: Path, tmp_path: Path) -> None:
+    options = graphprune.training.finetune.FinetuneOptions(updates=5)  # type: ignore[attr-defined]
+    result = prune_and_tune(
+        files / "original.onnx", files / "data.npz", tmp_path, target="0.7x", steps=2, options=options
+    )
+    assert result.updates == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"updates": 0}, "updates=0"), ({"lr": 0.0}, "lr=0.0"), ({"distil": 0.0}, "nothing to train for"),
+     ({"resume": True}, "need a folder"), ({"optimizer": "lion"}, "optimizer='lion'")],
+)  # fmt: skip
+def test_options_that_make_no_sense(files: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        tune(files, **changes)
