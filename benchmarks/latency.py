@@ -49,8 +49,9 @@ def cell(name: str, backend: str, threads: int) -> dict[str, Any]:
     """All of one cell, in this process."""
     from graphprune.backends.base import BackendOptions
     from graphprune.errors import GraphpruneError
-    from graphprune.export import ExportOptions, export_family
+    from graphprune.export import export_family
     from graphprune.latency.measure import MeasureOptions
+    from graphprune.options import ExportOptions
 
     network = load_network(name)
     timing = MeasureOptions(

@@ -50,6 +50,8 @@ __all__ = [
     "glyph_separable",
     "glyph_vit",
     "load_data",
+    "one_seeded_thread",
+    "read_trained",
     "train",
 ]
 
@@ -102,7 +104,7 @@ NETWORKS: dict[str, Network] = {
 
 
 @contextmanager
-def _one_seeded_thread(seed: int) -> Iterator[None]:
+def one_seeded_thread(seed: int) -> Iterator[None]:
     """One thread (so that sums keep their order) and an own random state, both restored at the end."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -118,7 +120,7 @@ def fit(module: nn.Module, data: Data, training: Training, progress: Callable[[s
     """Train ``module`` in place on ``data.train_*`` and leave it in eval mode; ``progress`` gets a line per epoch."""
     images, labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
     loss_of = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
-    with _one_seeded_thread(training.seed):
+    with one_seeded_thread(training.seed):
         # Biases, norms and positions are not decayed (the usual split).
         decayed = [p for p in module.parameters() if p.ndim in (2, 4)]
         others = [p for p in module.parameters() if p.ndim not in (2, 4)]
@@ -189,7 +191,7 @@ def _network(name: str) -> Network:
 
 def _built(name: str) -> nn.Module:
     network = _network(name)
-    with _one_seeded_thread(network.training.seed):
+    with one_seeded_thread(network.training.seed):
         return network.build()
 
 
@@ -205,7 +207,7 @@ def _cache_file(name: str, module: nn.Module) -> Path:
     return cache_folder() / f"{name}-{recipe_hash(key)}.pt"
 
 
-def _cached(path: Path) -> dict[str, Any] | None:
+def read_trained(path: Path) -> dict[str, Any] | None:
     """What ``train`` stored, or None if there is nothing that can be read (a damaged file is trained anew)."""
     try:
         stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -222,7 +224,7 @@ def train(name: str, *, force: bool = False, progress: Callable[[str], None] | N
     """
     module = _built(name)
     path = _cache_file(name, module)
-    stored = None if force else _cached(path)
+    stored = None if force else read_trained(path)
     if stored is None:
         network = NETWORKS[name]
         data = load_data(network.data)

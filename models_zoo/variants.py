@@ -188,7 +188,8 @@ def _cached(base: str, kind: str) -> Path:
 
     modules = {"randomise", ZOO[base].target.split(":")[0], *(() if kind in _EXPORTED else ("variants",))}
     sources = [(Path(__file__).parent / f"{one}.py").read_text() for one in sorted(modules)]
-    packages = [version(one) for one in ("onnx", "onnxruntime", *ZOO[base].needs) if one != "rapidocr_onnxruntime"]
+    needs = ("scikit-learn" if one == "sklearn" else one for one in ZOO[base].needs if one != "rapidocr_onnxruntime")
+    packages = [version(one) for one in ("onnx", "onnxruntime", *needs)]
     options = repr({**TRANSFORMERS, **DIFFUSERS}.get(base))
     return cache_folder() / f"{base}_{kind}-{recipe_hash([sources, packages, options])}.onnx"
 

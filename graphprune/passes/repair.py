@@ -42,6 +42,7 @@ Feeds = Mapping[str, Array]
 Floats = NDArray[np.float64]
 
 _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of a column
+_ROUNDED = 4 * float(np.finfo(np.float32).eps)  # of the trace: products of float32 rows are no better than that
 _UNKNOWN = 0.1  # the ridge where no sample is held out to choose it on
 _HELD_OUT = 5  # every n-th sample is kept out of the fit that chooses the ridge
 _EQUAL = 1e-10  # of the variance: nothing to repair
@@ -374,7 +375,8 @@ def _solved(start: Floats, moments: Moments, ridge: float) -> Floats:
 
     covariance = moments.covariance
     n = covariance.shape[1]
-    lift = ridge * np.maximum(np.trace(covariance, axis1=1, axis2=2) / n, np.finfo(np.float32).tiny)
+    trace = np.maximum(np.trace(covariance, axis1=1, axis2=2), np.finfo(np.float32).tiny)
+    lift = np.maximum(ridge / n, _ROUNDED) * trace
     right = moments.cross - covariance @ start.transpose(0, 2, 1)
     lifted = covariance + lift[:, None, None] * np.eye(n)
     if len(lifted) > 1:  # many small systems: depthwise and grouped convolutions

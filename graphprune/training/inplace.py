@@ -25,7 +25,7 @@ from graphprune.passes.plan import Plan
 from graphprune.passes.shrink import Shrink
 from graphprune.pipeline import Network, load
 from graphprune.training.groups import call, difference, network_of
-from graphprune.training.sizes import Change, attribute_changes
+from graphprune.training.sizes import Change, attribute_changes, recurrent_biases
 
 __all__ = ["ModuleCut", "load_module", "prune_module", "save_module"]
 
@@ -87,10 +87,13 @@ def prune_module(
         for axis, space in enumerate(grouping.coupling.of(tensor)):
             mask = ~grouping.mask(space, keep)
             if held[name].ndim <= axis or held[name].shape[axis] != len(mask):
-                raise InputError(f"'{name}' has the shape {list(held[name].shape)} in the module, and {len(mask)} indices "
-                                 f"on axis {axis} in the plan's network")  # fmt: skip
+                raise InputError(
+                    f"'{name}' has the shape {list(held[name].shape)} in the module, and {len(mask)} indices on axis "
+                    f"{axis} in the network that the plan is for"
+                )
             if mask.any():
                 gone[name, axis] = mask
+    recurrent_biases(module, gone)
     cuts = tuple(
         (name, axis, len(mask), tuple(int(one) for one in np.flatnonzero(mask))) for (name, axis), mask in gone.items()
     )

@@ -12,7 +12,7 @@ from torch import nn
 
 from graphprune.pipeline import Network
 
-__all__ = ["Change", "attribute_changes"]
+__all__ = ["Change", "attribute_changes", "recurrent_biases"]
 
 Change = tuple[str, str, Any]  # path of the submodule, attribute, new value
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -45,6 +45,17 @@ def attribute_changes(
     for path, name, value in _by_name(module, network, keep):
         found.setdefault((path, name), value)
     return tuple((path, name, value) for (path, name), value in found.items())
+
+
+def recurrent_biases(module: nn.Module, gone: dict[tuple[str, int], NDArray[np.bool_]]) -> None:
+    """The biases of recurrent layers lose what their weights lose: the exporter mixes them before they are read."""
+    for path, owner in module.named_modules():
+        if isinstance(owner, nn.RNNBase):
+            for name in [one for one in owner._parameters if one.startswith("bias")]:
+                prefix = f"{path}." if path else ""
+                rows = gone.get((f"{prefix}{name.replace('bias', 'weight', 1)}", 0))
+                if rows is not None:
+                    gone[f"{prefix}{name}", 0] = rows
 
 
 def _standard(owner: nn.Module, path: str, network: Network, cut: Network) -> dict[str, Any]:

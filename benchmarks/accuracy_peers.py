@@ -1,0 +1,174 @@
+"""The peers' cut of a task's network at a share of its MACs, without training, as an ONNX file.
+
+Torch-Pruning 1.6.1 takes the PyTorch module: ``BasePruner`` with the importances that need no gradient, one ratio for
+all layers or a global ranking, its ratio searched until *its own* count of MACs is within the share. Attention is
+rewritten as its examples do it (explicit matrix products, sizes taken from the layers, ``num_heads`` given).
+onnxsim 0.8.1 takes an ONNX file with fixed shapes, a module as PyTorch's exporter writes it by default, simplified by
+onnxsim itself first (with a dynamic batch it finds less to cut): ``apply_structured_pruning`` or the calibrated
+``apply_structured_wanda_pruning``, then the same for attention heads, its sparsity searched until graphprune's count of
+MACs is within the share (it has none of its own).
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy_tasks import Feeds, Task, onnx_bytes
+
+__all__ = ["PEERS", "CannotReach", "cut", "searched"]
+
+_STEPS = 9  # halvings of the interval in which the ratio lies
+_CLOSE = 0.005  # of the dense MACs: near enough below the share
+
+
+class CannotReach(Exception):
+    """A peer removes too little, whatever ratio it is asked for."""
+
+
+def searched(make: Callable[[float], tuple[float, Any]], share: float) -> Any:
+    """What ``make(ratio)`` gave at the smallest ratio whose share is within the one asked for.
+
+    ``make`` returns the share of MACs that is left, and the cut network.
+    """
+    low, high, best, least, why = 0.0, 0.98, None, 1.0, ""
+    for _ in range(_STEPS):
+        ratio = (low + high) / 2
+        try:
+            left, made = make(ratio)
+        except Exception as error:  # whatever a peer raises at a ratio, smaller ones may still go
+            high, why = ratio, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            continue
+        least = min(least, left)
+        if left <= share:
+            high, best = ratio, made
+            if left > share - _CLOSE:
+                break
+        else:
+            low = ratio
+    if best is None:
+        raise CannotReach(f"leaves {least:.3f} of the MACs at least" + (f" ({why})" if why else ""))
+    return best
+
+
+def _torch_pruning(task: Task, out: Path, share: float, importance: str, ranked: bool) -> dict[str, Any]:
+    import torch
+    import torch_pruning as tp  # type: ignore[import-untyped]
+
+    from benchmarks.peers_torch import last_layer
+
+    assert task.module is not None
+    torch.set_num_threads(1)
+    module, example = task.module()
+    module = _rewritten(copy.deepcopy(module))
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)  # it traces by autograd
+    dense, _ = tp.utils.count_ops_and_params(module, example)
+
+    def make(ratio: float) -> tuple[float, Any]:
+        smaller = copy.deepcopy(module)
+        scores = {"magnitude": tp.importance.GroupMagnitudeImportance, "bn-scale": tp.importance.BNScaleImportance}
+        heads = {one.qkv: one.heads for one in smaller.modules() if hasattr(one, "qkv")}
+        tp.pruner.BasePruner(
+            smaller,
+            example,
+            importance=scores[importance](),
+            global_pruning=ranked,
+            pruning_ratio=ratio,
+            ignored_layers=[last_layer(smaller, example)],
+            num_heads=heads,
+        ).step()
+        macs, _ = tp.utils.count_ops_and_params(smaller, example)
+        return macs / dense, (macs / dense, smaller)
+
+    left, smaller = searched(make, share)
+    with torch.no_grad():
+        out.write_bytes(onnx_bytes(smaller, example, [str(name) for name in task.shapes]))
+    return {"own_macs": left}
+
+
+def _rewritten(module: Any) -> Any:
+    """Attention with one fused projection in terms that Torch-Pruning follows: what it keeps decides the sizes."""
+
+    def forward(self: Any, x: Any) -> Any:
+        b, t, _ = x.shape
+        d = self.qkv.out_features // (3 * self.heads)
+        q, k, v = self.qkv(x).reshape(b, t, 3, self.heads, d).permute(2, 0, 3, 1, 4).unbind(0)
+        y = ((q @ k.transpose(-2, -1)) * d**-0.5).softmax(dim=-1) @ v
+        return self.out(y.transpose(1, 2).reshape(b, t, self.heads * d))
+
+    for one in module.modules():
+        if hasattr(one, "qkv") and hasattr(one, "heads"):
+            one.forward = types.MethodType(forward, one)
+    return module
+
+
+def _onnxsim(task: Task, out: Path, share: float, data: Sequence[Feeds] | None) -> dict[str, Any]:
+    import onnx
+    import onnxsim as peer  # type: ignore[import-untyped]
+
+    from graphprune.pipeline import load
+
+    shapes = {str(name): list(shape) for name, shape in task.shapes.items()}
+    model, _ = peer.simplify(_optimised(task), overwrite_input_shapes=shapes)
+    dense = load(task.path(), input_shapes=task.shapes).cost.macs({})
+
+    def make(ratio: float) -> tuple[float, Any]:
+        held = copy.deepcopy(model)
+        if data is None:
+            cut = peer.apply_structured_pruning(held, sparsity=ratio)
+            cut = peer.apply_attention_head_pruning(cut, sparsity=ratio)
+        else:
+            cut = peer.apply_structured_wanda_pruning(held, calibration_data=data, sparsity=ratio)
+            cut = peer.apply_attention_head_wanda_pruning(cut, calibration_data=data, sparsity=ratio)
+        onnx.save(cut, str(out))
+        return load(out, input_shapes=task.shapes).cost.macs({}) / dense, cut
+
+    onnx.save(searched(make, share), str(out))
+    return {}
+
+
+def _optimised(task: Task) -> Any:
+    """The network as PyTorch's exporter writes it by default, for one sample; or its file, where there is no module."""
+    import onnx
+    import torch
+
+    if task.module is None:
+        return onnx.load(str(task.path()))
+    module, example = task.module()
+    names = [str(name) for name in task.shapes]
+    program = torch.onnx.export(module.eval(), example, dynamo=True, verbose=False, input_names=names)
+    assert program is not None
+    return program.model_proto
+
+
+def _tp(importance: str, ranked: bool) -> Callable[[Task, Path, float, Sequence[Feeds] | None], dict[str, Any]]:
+    return lambda task, out, share, data: _torch_pruning(task, out, share, importance, ranked)
+
+
+#: name -> how it cuts, and whether it takes calibration samples
+PEERS: dict[str, tuple[Callable[[Task, Path, float, Sequence[Feeds] | None], dict[str, Any]], bool]] = {
+    "torch-pruning magnitude global": (_tp("magnitude", True), False),
+    "torch-pruning magnitude uniform": (_tp("magnitude", False), False),
+    "torch-pruning bn-scale global": (_tp("bn-scale", True), False),
+    "torch-pruning bn-scale uniform": (_tp("bn-scale", False), False),
+    "onnxsim magnitude": (_onnxsim, False),
+    "onnxsim wanda": (_onnxsim, True),
+}
+
+
+def cut(peer: str, task: Task, out: Path, share: float, data: Sequence[Feeds] | None) -> dict[str, Any]:
+    """Write the peer's network to ``out``; returns ``{"macs": share left by graphprune's count, ...}``.
+
+    Raises whatever the peer raises, ``CannotReach`` where it removes too little.
+    """
+    from graphprune.pipeline import load
+
+    how, calibrated = PEERS[peer]
+    told = how(task, out, share, data if calibrated else None)
+    found = load(out, input_shapes=task.shapes).cost
+    dense = load(task.path(), input_shapes=task.shapes).cost
+    return {"macs": found.macs({}) / dense.macs({}), "params": found.params({}) / dense.params({}), **told}
