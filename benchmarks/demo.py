@@ -82,6 +82,7 @@ def demo(
         calib=list(text_lines.calibration(count[0])),
         metric=evaluate,
         measure=measure,
+        profile_seconds=60.0,
         **goal,
     )
     _table(result, path, console)

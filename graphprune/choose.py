@@ -252,7 +252,10 @@ class Chooser:
             network.write(Shrink(keep)(network.grouping), path)
 
         if self.model is None:
-            profile = ProfileOptions(timing.backend, timing.backend_options, floor=options.floor, seed=options.seed)
+            profile = ProfileOptions(
+                timing.backend, timing.backend_options, seconds=options.profile_seconds, floor=options.floor,
+                seed=options.seed,
+            )  # fmt: skip
             table = None if options.latency_table is None else read_table(options.latency_table)
             feeds = network.program.examples
             with timed(self.seconds, "profile"):

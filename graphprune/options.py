@@ -32,6 +32,7 @@ class ExportOptions:
         target_latency: ``"0.6x"`` of the original's measured time, or a time as ``"8ms"``.
         statistic: the figure of the measured times that the target is on: ``median`` or ``p90``.
         latency_table: measured elsewhere, on the device, with ``graphprune profile``; None: this device's own.
+        profile_seconds: after so long no more networks are timed for the step curves of this device.
         plan: a saved plan to replay instead of scoring and allocating.
         criterion, criterion_options: see :func:`graphprune.passes.score.criterion`; None: ``obs`` where there are
             calibration data, else ``magnitude``.
@@ -65,6 +66,7 @@ class ExportOptions:
     target_latency: str | None = None
     statistic: Statistic = "median"
     latency_table: Path | None = None
+    profile_seconds: float = 240.0
     plan: Path | None = None
     criterion: str | None = None
     criterion_options: Mapping[str, Any] = field(default_factory=dict)

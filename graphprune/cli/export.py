@@ -80,6 +80,10 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
     help="Step curves from `graphprune profile`, instead of this machine's own.",
 )  # fmt: skip
 @click.option(
+    "--profile-seconds", type=click.FloatRange(min=1.0), default=240.0, show_default=True, metavar="S",
+    help="After so long no more networks are timed for step curves; fewer make more candidates necessary.",
+)  # fmt: skip
+@click.option(
     "--floor", type=click.FloatRange(0.0, 1.0), default=0.1, show_default=True, metavar="X",
     help="Least share of every group's units that stays (one unit at least).",
 )  # fmt: skip

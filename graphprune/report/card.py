@@ -33,7 +33,7 @@ MARK = "<!-- written by graphprune export -->"  # tells a card that may be repla
 # Options that are text or numbers, in the order of the command.
 _VALUES = (
     *("target_latency", "target_params", "target_macs", "plan", "calib", "calib_samples", "criterion", "allocation"),
-    *("latency_table", "floor", "repair", "metric"),
+    *("latency_table", "profile_seconds", "floor", "repair", "metric"),
     *("align", "verify_dtype", "samples", "atol", "rtol", "max_shard_size", "seed"),
 )
 _CHOICE = ("criterion", "allocation", "floor", "align")  # what a plan that is replayed leaves nothing to do
