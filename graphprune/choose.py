@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "Chooser", "whole"]
 
 
+_TYPICAL = 0.6  # of the original's time: where a search looks while the target is still to be found
+
+
 @dataclass(frozen=True)
 class Choice:
     """What stays, the limits asked for, what the user should know, and how a latency target was met."""
@@ -104,12 +107,12 @@ class Chooser:
         scores = self._scored(chosen)
         assert options.allocation is not None
         method = allocator(options.allocation, floor=options.floor, align=options.align)
+        if options.search_budget not in (None, "0"):
+            scores = self._searched(chosen, scores, method)
         if options.max_drop is not None and self.drop is None:
             with timed(self.seconds, "max drop"):
                 self._bound(chosen, scores, method)
             options = self.options
-        if options.search_budget is not None:
-            scores = self._searched(chosen, scores, method)
         if options.target_latency is None:
             with timed(self.seconds, "allocate"):
                 allocation = method.allocate(chosen, scores, network.cost, self.targets)
@@ -133,6 +136,8 @@ class Chooser:
             assert options.search_budget is not None
 
             def allocate(weighed: Scores) -> Plan:
+                if options.max_drop is not None:  # the share is not known yet, and the factors hardly depend on it
+                    return self._plan_at(_TYPICAL, chosen, weighed, method)
                 if options.target_latency is None:
                     return method.allocate(chosen, weighed, network.cost, self.targets).plan
                 model = self._curves(chosen)

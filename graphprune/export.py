@@ -199,7 +199,7 @@ class _Export:
             source["sha256"], self.seconds,
         )  # fmt: skip
         if self.earlier is not None:
-            chooser.model, chooser.scores = self.earlier.model, self.earlier.scores
+            chooser.model, chooser.scores, chooser.found = self.earlier.model, self.earlier.scores, self.earlier.found
         tightened = 1.0
         for attempt in range(_ATTEMPTS):
             choice = chooser.choose(tightened)

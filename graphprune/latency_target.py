@@ -296,8 +296,8 @@ def meet(
     """Solve, build, measure against the original, correct the curves by what was seen, and again, until it is met.
 
     Met means that the upper end of the measured ratio's interval is within the target, and that the artefact is not
-    needlessly small: the lower end is at most 5 % of the target below it (after three rounds the ratio itself, since on a
-    noisy machine the interval may be wider than that).
+    needlessly small: the lower end is at most 5 % of the target below it (after three rounds the ratio itself, since on
+    a noisy machine the interval may be wider than that).
 
     Args:
         target: on latency.

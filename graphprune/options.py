@@ -41,7 +41,8 @@ class ExportOptions:
         calib: calibration data, see :func:`graphprune.frontends.samples.read_samples`; None: none.
         calib_samples: at most so many runs of them; calib_images: how images are read.
         repair: ``refit``, ``bias`` or ``none``; None: ``refit`` where there are calibration data.
-        search_budget: look for a factor per group before the plan is made: ``5min``, or ``20`` candidates.
+        search_budget: look for a factor per group before the plan is made: ``5min``, ``20`` candidates, or ``0``: do
+            not; None: three candidates for the criterion ``obs``.
         max_drop: instead of a target: the fastest network (the one of fewest MACs where nothing is measured) that loses
             no more of the metric, or of the agreement with the original: ``1%``.
         quantize: ``int8``: also write ``model.int8.onnx``, and compare dense and pruned, float and int8.
@@ -108,6 +109,7 @@ def settled(options: ExportOptions) -> ExportOptions:
         criterion=ranking,
         allocation=options.allocation or ("knapsack" if adds_up else "global"),
         repair=options.repair or ("refit" if data else "none"),
+        search_budget=options.search_budget or ("3" if ranking == "obs" and options.plan is None else None),
     )
 
 
@@ -158,13 +160,13 @@ def _check_calibration(options: ExportOptions) -> None:
             if value is not None:
                 raise UsageError(f"{name} says how calibration data are read; add --calib")
         for asked, name in ((options.search_budget, "--search-budget"), (options.quantize, "--quantize")):
-            if asked is not None:
+            if asked not in (None, "0"):
                 raise UsageError(f"{name} looks at calibration data; add --calib")
         if options.max_drop is not None and options.metric is None:
             raise UsageError("--max-drop needs something to measure: your own --eval, or --calib for the agreement")
     if options.max_drop is not None:
         parse_drop(options.max_drop)
-    if options.search_budget is not None:
+    if options.search_budget not in (None, "0"):
         Budget.parse(options.search_budget)
     if options.quantize not in (None, "int8"):
         raise UsageError(f"--quantize {options.quantize}: int8 is what there is")

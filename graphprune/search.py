@@ -42,7 +42,7 @@ Feeds = Mapping[str, Array]
 Floats = NDArray[np.float64]
 
 _SHARE = 0.25  # of a group's units that go when it is looked at alone
-_LOOKED = 32  # samples to refit on, and as many to look at
+_LOOKED = 16  # runs to refit on, and as many to look at
 _SPREAD = 0.5  # standard deviation of a change of a factor's logarithm
 _CHANGED = 0.1  # of the factors, at least two
 _TEXT = re.compile(r"(?P<number>\d+\.?\d*)\s*(?P<unit>s|min|h)?", re.ASCII)
@@ -61,7 +61,9 @@ class Budget:
         """Read ``5min``, ``90s`` or ``20`` (candidates). Raises UsageError."""
         found = _TEXT.fullmatch(text.strip())
         if found is None or not float(found["number"]):
-            raise UsageError(f"--search-budget {text!r}: write a time as 5min or 90s, or a number of candidates as 20")
+            raise UsageError(
+                f"--search-budget {text!r}: write a time as 5min or 90s, a number of candidates as 20, or 0 for none"
+            )
         if found["unit"]:
             return cls(float(found["number"]) * _SECONDS[found["unit"]])
         if "." in found["number"]:

@@ -266,7 +266,8 @@ def calibration_options() -> _Decorator[_F]:
         ),
         click.option(
             "--search-budget", metavar="B",
-            help="Look for what the outputs mind most, then cut: for a time (5min) or a number of candidates (20).",
+            help="Look for what the outputs mind most, then cut: for a time (5min) or a number of candidates (20); 0: "
+            "do not.  [default: 3 for obs]",
         ),
         click.option(
             "--quantize", type=click.Choice(["int8"]),
