@@ -168,8 +168,8 @@ def test_manifest_and_results_are_plain_data(tmp_path):
     assert manifest == json.loads(json.dumps(result.to_json()))
     assert list(manifest) == [
         "format", "created", "versions", "machine", "source", "artefact", "options", "input_shapes", "original",
-        "asked", "reached", "groups_cut", "refusals", "verification", "calibration", "repair", "accuracy", "search", "max_drop", "corners",
-        "build", "latency",
+        "asked", "reached", "groups_cut", "refusals", "verification", "calibration", "repair", "accuracy", "search",
+        "max_drop", "corners", "build", "latency",
         "latency_target", "parameter_names", "notes", "seconds",
     ]  # fmt: skip
     assert manifest["source"] == {"name": "source.onnx", "sha256": {"source.onnx": digest(source)}}
