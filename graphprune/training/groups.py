@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -120,7 +120,8 @@ class ModuleGroups:
     def norms(self) -> Tensor:
         """Euclidean norm of each unit's vector; (count,). Differentiable, with the gradient 0 at 0."""
         squares = self.sums({name: value**2 for name, value in self.parameters.items()})
-        return _Root.apply(squares)  # type: ignore[no-any-return]
+        root: Any = _Root.apply  # typed in some releases of PyTorch only
+        return cast("Tensor", root(squares))
 
     def vectors(self, group: str) -> Tensor:
         """The vectors of a group's units, one in a row, filled with zeros where they differ in length."""
