@@ -42,7 +42,7 @@ Feeds = Mapping[str, Array]
 Floats = NDArray[np.float64]
 
 _SHARE = 0.25  # of a group's units that go when it is looked at alone
-_LOOKED = 16  # runs to refit on, and as many to look at
+_LOOKED = 16  # runs that are looked at; the others are fitted to
 _SPREAD = 0.5  # standard deviation of a change of a factor's logarithm
 _CHANGED = 0.1  # of the factors, at least two
 _TEXT = re.compile(r"(?P<number>\d+\.?\d*)\s*(?P<unit>s|min|h)?", re.ASCII)
@@ -101,7 +101,7 @@ class Search:
         groups: that may be cut.
         scores: of their units.
         allocate: the plan for some scores.
-        samples: calibration data; some to refit on, others to look at.
+        samples: calibration data; most to refit on, the others to look at.
         budget: how long.
         seed: of the changes.
         resume: what was looked at is kept there, and read when the same search is made again; None: in the cache.
@@ -120,10 +120,12 @@ class Search:
     def run(self) -> Found:
         """The best factors found."""
         began = time.monotonic()
-        half = min(_LOOKED, len(self.samples) // 2)
-        if half < 1:
-            raise UsageError("a search needs two samples at least")
-        self._fit, self._look = self.samples[:half], self.samples[half : 2 * half]
+        if len(self.samples) < 2:
+            raise UsageError("a search needs two samples at least; --search-budget 0 leaves it out")
+        # All others are fitted to: what few samples give differs by more than what is to be told apart.
+        every = max(2, len(self.samples) // min(_LOOKED, len(self.samples) // 2))
+        self._look = self.samples[::every][:_LOOKED]
+        self._fit = [one for i, one in enumerate(self.samples) if i % every or i // every >= _LOOKED]
         self._model = self.grouping.coupling.program.model
         self._expected = outputs_of(self._runs(self._model), self._look)
         self._file = self.resume or cache_folder() / "search" / f"{self._digest()}.jsonl"

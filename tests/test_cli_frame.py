@@ -66,8 +66,8 @@ def test_without_a_verb_the_help_is_shown_and_the_code_is_2(run_cli):
         (["exprot"], "graphprune: error: no verb 'exprot': did you mean 'export'? (see graphprune --help)\n"),
         (
             ["zzz"],
-            "graphprune: error: no verb 'zzz': the verbs are analyze, explain, export, finetune, profile, bench, verify, "
-            "gate, criteria, backends (see graphprune --help)\n",
+            "graphprune: error: no verb 'zzz': the verbs are analyze, explain, export, finetune, profile, bench, "
+            "verify, gate, criteria, backends (see graphprune --help)\n",
         ),
         (["--nope"], "graphprune: error: No such option '--nope' (see graphprune --help)\n"),
     ],
