@@ -43,6 +43,8 @@ Floats = NDArray[np.float64]
 
 _SHARE = 0.25  # of a group's units that go when it is looked at alone
 _LOOKED = 16  # runs that are looked at; the others are fitted to
+_FLOOR = 0.1  # of the mean over the groups
+_FITTED = 16, 64  # runs that a single group, and a whole candidate, are fitted to at most
 _SPREAD = 0.5  # standard deviation of a change of a factor's logarithm
 _CHANGED = 0.1  # of the factors, at least two
 _TEXT = re.compile(r"(?P<number>\d+\.?\d*)\s*(?P<unit>s|min|h)?", re.ASCII)
@@ -122,7 +124,7 @@ class Search:
         began = time.monotonic()
         if len(self.samples) < 2:
             raise UsageError("a search needs two samples at least; --search-budget 0 leaves it out")
-        # All others are fitted to: what few samples give differs by more than what is to be told apart.
+        # Whole candidates are fitted to many samples: what few give differs by more than what is to be told apart.
         every = max(2, len(self.samples) // min(_LOOKED, len(self.samples) // 2))
         self._look = self.samples[::every][:_LOOKED]
         self._fit = [one for i, one in enumerate(self.samples) if i % every or i // every >= _LOOKED]
@@ -163,7 +165,7 @@ class Search:
 
     def _single(self, names: Sequence[str], began: float) -> Iterator[tuple[str, float]]:
         """Per group its divergence over what the scores foresaw, of geometric mean 1."""
-        ratios: dict[str, float] = {}
+        seen: dict[str, tuple[float, float]] = {}
         for name in names:
             if time.monotonic() - began > self.budget.seconds / 2:
                 break  # the rest of the time is for whole candidates
@@ -174,8 +176,13 @@ class Search:
             if self.grouping.emptied({name: keep}):
                 continue
             found = self._divergence({name: keep}, f"single {name}", whole=False)
-            ratios[name] = (found + 1e-9) / (float(values[gone].sum()) + 1e-9)
-        mean = float(np.exp(np.mean(np.log(list(ratios.values()))))) if ratios else 1.0
+            seen[name] = (max(found, 0.0), float(values[gone].sum()))
+        if not seen:
+            return
+        # what is below a tenth of the mean cannot be told from nothing on a few samples
+        least = [max(_FLOOR * float(np.mean(one)), 1e-12) for one in zip(*seen.values(), strict=True)]
+        ratios = {name: (found + least[0]) / (lost + least[1]) for name, (found, lost) in seen.items()}
+        mean = float(np.exp(np.mean(np.log(list(ratios.values())))))
         yield from ((name, ratio / mean) for name, ratio in ratios.items())
 
     def _whole(self, factors: Mapping[str, float]) -> float:
@@ -198,7 +205,8 @@ class Search:
     def _divergence(self, keep: Keep, key: str, *, whole: bool) -> float:
         if key not in self._known:
             cut = Shrink(keep)(self.grouping)
-            repaired = Repair(only_cut=not whole)(self.grouping, keep, cut, self._fit, OrtRunner())
+            fit = self._fit[: _FITTED[whole]]
+            repaired = Repair(only_cut=not whole)(self.grouping, keep, cut, fit, OrtRunner())
             near = fidelity(self._expected, outputs_of(self._runs(repaired.model), self._look))
             found = near.kl.value if near.kl is not None else 1.0 - near.cosine.value
             self._known[key] = found if np.isfinite(found) else float("inf")
