@@ -270,7 +270,7 @@ class Accuracy:
         }
 
 
-def assess(models: Mapping[str, Run], held: Sequence[Feeds], metric: Metric | None) -> Accuracy | None:
+def assess(models: Mapping[str, Run], held: Sequence[Feeds], metric: Metric | None) -> Accuracy:
     """How good networks are, ``original`` first; where none is named ``artefact``, the one that was cut is it.
 
     Args:
@@ -278,8 +278,6 @@ def assess(models: Mapping[str, Run], held: Sequence[Feeds], metric: Metric | No
         held: samples that nothing was fitted to; may be none.
         metric: the user's own; may be none.
     """
-    if metric is None and not held:
-        return None
     outputs = {which: outputs_of(run, held) for which, run in models.items()} if held else {}
     figures = {} if metric is None else {which: metric(run) for which, run in models.items()}
     shown = [] if metric is None else metric.exhibits(models)

@@ -203,7 +203,9 @@ class _Export:
         tightened = 1.0
         for attempt in range(_ATTEMPTS):
             choice = chooser.choose(tightened)
-            keep = keep_of(choice.plan, network.grouping)
+            plan, keep = choice.plan, keep_of(choice.plan, network.grouping)
+            document = plan_document(plan, network.grouping, source["sha256"])
+            (staging / "plan.json").write_bytes(write_plan(document))
             made = self._make(chooser, choice, keep, staging)
             met, found = choice.met, made.comparison
             if met is None or found is None or made.repaired is None:
@@ -218,16 +220,15 @@ class _Export:
                     "(--repair bias)"
                 )
             tightened *= met.share / ratio.high
-        plan = choice.plan
-        document = plan_document(plan, network.grouping, source["sha256"])
-        (staging / "plan.json").write_bytes(write_plan(document))
         written, verdict, comparison, notes = made.written, made.verdict, made.comparison, list(made.notes)
         models = {"original": network.program.model, "cut": made.cut}
         if made.repaired is not None:
             models["artefact"] = made.repaired.model
-        with timed(self.seconds, "evaluate"):
-            runs = {which: partial(OrtRunner(), model) for which, model in models.items()}
-            accuracy = assess(runs, self.held.feeds, self.metric)
+        accuracy = None
+        if self.metric is not None or self.held.count:
+            with timed(self.seconds, "evaluate"):
+                runs = {which: partial(OrtRunner(), model) for which, model in models.items()}
+                accuracy = assess(runs, self.held.feeds, self.metric)
         corners = self._corners(source["path"], staging) if options.quantize is not None else []
         build = self._build(staging)
         original = {str(quantity): amount for quantity, amount in whole(network).items()}

@@ -43,6 +43,7 @@ Floats = NDArray[np.float64]
 
 _SHARE = 0.25  # of a group's units that go when it is looked at alone
 _LOOKED = 16  # runs that are looked at; the others are fitted to
+_MOST = 20.0  # nats: an output that is not finite is no worse than one that is all wrong
 _FLOOR = 0.1  # of the mean over the groups
 _FITTED = 16, 64  # runs that a single group, and a whole candidate, are fitted to at most
 _SPREAD = 0.5  # standard deviation of a change of a factor's logarithm
@@ -176,7 +177,7 @@ class Search:
             if self.grouping.emptied({name: keep}):
                 continue
             found = self._divergence({name: keep}, f"single {name}", whole=False)
-            seen[name] = (max(found, 0.0), float(values[gone].sum()))
+            seen[name] = (min(max(found, 0.0), _MOST), float(values[gone].sum()))
         if not seen:
             return
         # what is below a tenth of the mean cannot be told from nothing on a few samples

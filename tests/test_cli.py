@@ -371,7 +371,7 @@ def test_replaying_a_plan(residual, exported, tmp_path, run_cli):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ((), "say what to reach: --target-latency 0.6x, --target-params 0.5x, --target-macs 0.7x, or --plan FILE"),
+        ((), "say what to reach: --target-latency 0.6x, --target-params 0.5x, --target-macs 0.7x, --max-drop 1%, or "),
         (("--target-params", "0"), "The target '0' for params is 0: nothing would be left; write a fraction"),
         (("--target-params", "0x"), "The target '0x' for params is 0: nothing would be left"),
         (("--target-params", "-1"), "The target '-1' for params is negative"),
