@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -223,7 +224,12 @@ def _write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     start = file.tell()
     to_file = getattr(tensor, "tofile", None)  # not in the protocol; copies external data without mapping it
     if to_file is not None:
-        to_file(file)
+        try:
+            to_file(file)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error  # numpy says how much was written alone
     else:
         file.write(tensor.tobytes())
     written = file.tell() - start
