@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
         "-o", "--output", type=Path, default=Path("out"), help="folder for the artefacts (default: out)"
     )
     parser.add_argument("--target-latency", default=GOAL["target_latency"], help="share of the time (default: 0.7x)")
-    parser.add_argument("--duration", type=float, default=9.0, help="seconds of timed work (default: 9)")
+    parser.add_argument("--duration", type=float, default=5.0, help="seconds of timed work (default: 5)")
     given = parser.parse_args(arguments)
     try:
         from graphprune.errors import GraphpruneError
