@@ -20,7 +20,7 @@ from graphprune.frontends.onnx import read_onnx
 from graphprune.ir.program import Array
 from graphprune.latency.measure import Comparison
 
-__all__ = ["INT8", "Corner", "four_corners", "quantize_int8"]
+__all__ = ["INT8", "Corner", "four_corners", "prepared", "quantize_int8"]
 
 Feeds = Mapping[str, Array]
 INT8 = "model.int8.onnx"  # beside the artefact
@@ -111,7 +111,7 @@ def quantize_int8(source: Path, samples: Sequence[Feeds], out: Path) -> None:
         loud.setLevel(logging.ERROR)  # the tool warns of every vector that it does not quantise per channel
         try:
             quantize_static(
-                str(_prepared(source, Path(folder))),
+                str(prepared(source, Path(folder))),
                 str(out),
                 Reader(),
                 quant_format=QuantFormat.QDQ,
@@ -126,8 +126,8 @@ def quantize_int8(source: Path, samples: Sequence[Feeds], out: Path) -> None:
     _restore_names(source, out)
 
 
-def _prepared(path: Path, folder: Path) -> Path:
-    """As the tool asks for: weights as initialisers, shapes inferred, an opset with scales per channel."""
+def prepared(path: Path, folder: Path) -> Path:
+    """A network as ONNX Runtime's quantisation asks for: weights as initialisers, shapes inferred, an opset with scales per channel."""
     import onnx
     from onnx import version_converter
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.errors import UsageError
+from graphprune.quantize import prepared, quantize_int8
 from models_zoo.cache import cache_folder, recipe_hash
 from models_zoo.names import BASES, DIFFUSERS, TRANSFORMERS, VARIANTS
 
@@ -31,26 +32,7 @@ def quantize_qdq(path: Path, feeds: Sequence[Mapping[str, Any]], out: Path) -> N
         feeds: samples to calibrate on (smallest and largest value), input name -> array.
         out: where to write.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.rest = iter(feeds)
-
-        def get_next(self) -> Mapping[str, Any] | None:
-            return next(self.rest, None)
-
-    with tempfile.TemporaryDirectory() as folder:
-        ready = _prepared(path, Path(folder))
-        quantize_static(
-            ready,
-            out,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-        )
+    quantize_int8(path, feeds, out)
 
 
 def quantize_dynamic(path: Path, out: Path) -> None:
@@ -62,28 +44,7 @@ def quantize_dynamic(path: Path, out: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic as quantize
 
     with tempfile.TemporaryDirectory() as folder:
-        quantize(_prepared(path, Path(folder)), out, weight_type=QuantType.QUInt8)
-
-
-def _prepared(path: Path, folder: Path) -> Path:
-    """As the quantisation tools ask for: weights as initialisers, shapes inferred, an opset with scales per channel."""
-    import onnx
-    from onnx import version_converter
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    model = onnx.load(path)
-    del model.graph.value_info[:]  # the tools trip over shapes of weights that they transpose
-    for node in [one for one in model.graph.node if one.op_type == "Constant" and one.attribute[0].name == "value"]:
-        held = model.graph.initializer.add()
-        held.CopyFrom(node.attribute[0].t)
-        held.name = node.output[0]
-        model.graph.node.remove(node)
-    newer, ready = folder / "newer.onnx", folder / "ready.onnx"
-    if any(one.domain in ("", "ai.onnx") and one.version < 13 for one in model.opset_import):
-        model = version_converter.convert_version(model, 13)
-    onnx.save(model, newer)
-    quant_pre_process(str(newer), str(ready), skip_symbolic_shape=True, skip_optimization=True)
-    return ready
+        quantize(prepared(path, Path(folder)), out, weight_type=QuantType.QUInt8)
 
 
 def to_float16(path: Path, out: Path) -> None:

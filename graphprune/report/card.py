@@ -176,7 +176,8 @@ def accuracy_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]
     metric, near = found["metric"], found["fidelity"]
 
     def row(words: str, figures: Mapping[str, Any]) -> tuple[str, str, str, str]:
-        return (words, *(_interval(figures.get(which)) for which in ("original", "cut", "artefact")))  # type: ignore
+        original, cut, artefact = (_interval(figures.get(which)) for which in ("original", "cut", "artefact"))
+        return words, original, cut, artefact
 
     names = dict.fromkeys(name for one in metric.values() for name in one)
     rows = [row(name, {which: one.get(name) for which, one in metric.items()}) for name in names]
