@@ -127,7 +127,7 @@ def quantize_int8(source: Path, samples: Sequence[Feeds], out: Path) -> None:
 
 
 def prepared(path: Path, folder: Path) -> Path:
-    """A network as ONNX Runtime's quantisation asks for: weights as initialisers, shapes inferred, an opset with scales per channel."""
+    """A network as ONNX Runtime's quantisation asks for: initialisers, shapes, an opset with scales per channel."""
     import onnx
     from onnx import version_converter
     from onnxruntime.quantization.shape_inference import quant_pre_process
