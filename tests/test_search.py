@@ -164,7 +164,8 @@ def test_two_inputs_are_named(tmp_path: Path) -> None:
     network = loaded(sample, tmp_path)
     path = tmp_path / "d.npz"
     np.savez(path, a=np.zeros((20, 4), np.float32), b=np.ones((20, 4), np.float32))
-    assert [len(one["b"]) for one in read_samples(path, network.program).feeds] == [16, 4]
+    read = read_samples(path, network.program)
+    assert read.count == 20 and [len(one["b"]) for one in read.batched(network.program).feeds] == [16, 4]
     np.savez(path, a=np.zeros((20, 4), np.float32))
     with pytest.raises(InputError, match="has the arrays a; the network takes a 1x4, b 1x4"):
         read_samples(path, network.program)

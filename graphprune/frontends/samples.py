@@ -280,8 +280,8 @@ def _batches(arrays: Mapping[str, Array], program: Program, where: str) -> Itera
     count = counts.pop()
     free = all(0 in program.moving.get(name, ()) for name in arrays)
     sizes = {program.shapes[name][0] for name in arrays if program.shapes[name]}
-    step = _BATCH if free else (sizes.pop() if len(sizes) == 1 else 1)
-    for at in range(0, count - step + 1 if not free else count, step):
+    step = 1 if free or len(sizes) != 1 else sizes.pop()  # single ones are joined when they are run
+    for at in range(0, count - step + 1, step):
         yield {name: array[at : at + step] for name, array in arrays.items()}
 
 
