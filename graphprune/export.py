@@ -102,7 +102,7 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
 
 _ATTEMPTS = 3  # at a latency target, where what is repaired takes longer than what was only cut
 _TO_SPLIT = 16  # samples from which some are held out to look at afterwards
-_DATA = re.compile(r"model(-\d{5}-of-\d{5})?\.onnx\.data", re.ASCII)
+_DATA = re.compile(r"model(-\d{5}-of-\d{5})?\.onnx\.data|model\.int8\.onnx", re.ASCII)
 _ARTEFACTS = (
     "model.onnx",
     "model.int8.onnx",
@@ -230,6 +230,7 @@ class _Export:
                 runs = {which: partial(OrtRunner(), model) for which, model in models.items()}
                 accuracy = assess(runs, self.held.feeds, self.metric)
         corners = self._corners(source["path"], staging) if options.quantize is not None else []
+        quantized = [INT8] if corners else []
         build = self._build(staging)
         original = {str(quantity): amount for quantity, amount in whole(network).items()}
         reached = {"params": network.cost.params(keep), "macs": network.cost.macs(keep)}
@@ -239,7 +240,7 @@ class _Export:
             options=chooser.options,
             plan=document,
             source=source["files"],
-            artefact=sha256_of(staging / "model.onnx", [p.name for p in written[:-1]]),
+            artefact=sha256_of(staging / "model.onnx", [*(p.name for p in written[:-1]), *quantized]),
             original=original,
             asked=asked,
             reached=reached,
@@ -262,7 +263,6 @@ class _Export:
         (staging / "manifest.json").write_bytes(to_bytes(manifest))
         reports = write_reports(manifest, staging)
         built = [] if build is None else list(build["sha256"])
-        quantized = [INT8] if corners else []
         names = [*(path.name for path in written), *quantized, *built, "plan.json", *reports, "manifest.json"]
         if options.keep_source and network.source is None:
             names += [Path(name).name for name in source["files"]]

@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class Search:
         self._look = self.samples[::every][:_LOOKED]
         self._fit = [one for i, one in enumerate(self.samples) if i % every or i // every >= _LOOKED]
         self._model = self.grouping.coupling.program.model
-        self._expected = outputs_of(self._runs(self._model), self._look)
+        self._expected = outputs_of(partial(OrtRunner(), self._model), self._look)
         self._file = self.resume or cache_folder() / "search" / f"{self._digest()}.jsonl"
         self._read()
         names = [one.id for one in self.groups if one.size > 1]
@@ -208,17 +209,13 @@ class Search:
             cut = Shrink(keep)(self.grouping)
             fit = self._fit[: _FITTED[whole]]
             repaired = Repair(only_cut=not whole)(self.grouping, keep, cut, fit, OrtRunner())
-            near = fidelity(self._expected, outputs_of(self._runs(repaired.model), self._look))
+            near = fidelity(self._expected, outputs_of(partial(OrtRunner(), repaired.model), self._look))
             found = near.kl.value if near.kl is not None else 1.0 - near.cosine.value
             self._known[key] = found if np.isfinite(found) else float("inf")
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([key, self._known[key]]) + "\n")
         return self._known[key]
-
-    def _runs(self, model: Any) -> Callable[[Feeds], dict[str, Array]]:
-        runner = OrtRunner()
-        return lambda feeds: runner(model, feeds)
 
     def _digest(self) -> str:
         found = hashlib.sha256()

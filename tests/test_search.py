@@ -56,6 +56,7 @@ def test_the_fastest_network_within_a_bound(tmp_path: Path) -> None:
     assert result.reached["macs"] / result.original["macs"] == pytest.approx(found["share"], abs=0.03)
     within = {one["share"] for one in found["rounds"] if one["within"]}
     beyond = [one["share"] for one in found["rounds"] if not one["within"]]
+    assert "--max-drop 20%" in (page := (result.folder / "report.html").read_text()) and "--target-macs" not in page
     assert min(within) == pytest.approx(found["share"], abs=1e-3) and all(one < found["share"] for one in beyond)
 
 
@@ -89,9 +90,13 @@ def test_int8_corners_run_and_are_told(tmp_path: Path) -> None:
     assert all(one["fidelity"]["cosine"]["value"] > 0.5 for one in corners)
     session = onnxruntime.InferenceSession(str(result.folder / "model.int8.onnx"))
     assert session.run(None, sample.feeds())[0].shape == (1, 5)
-    assert "model.int8.onnx" in (result.folder / "report.html").read_text() or corners
+    assert "model.int8.onnx" in result.to_json()["artefact"]["sha256"]
+    page = (result.folder / "report.html").read_text()
+    assert "pruned int8" in page and "--quantize int8" in page and "--search-budget 3" in page
     kinds = {node.op_type for node in __import__("onnx").load(result.folder / "model.int8.onnx").graph.node}
     assert "QuantizeLinear" in kinds
+    network.export(tmp_path / "out", target_macs="0.7x", measure=None)
+    assert not (result.folder / "model.int8.onnx").exists()  # it is of another artefact
 
 
 def yields() -> Iterator[Any]:

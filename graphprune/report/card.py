@@ -33,9 +33,10 @@ MARK = "<!-- written by graphprune export -->"  # tells a card that may be repla
 # Options that are text or numbers, in the order of the command.
 _VALUES = (
     *("target_latency", "target_params", "target_macs", "plan", "calib", "calib_samples", "criterion", "allocation"),
-    *("latency_table", "profile_seconds", "floor", "repair", "metric"),
+    *("max_drop", "search_budget", "quantize", "latency_table", "profile_seconds", "floor", "repair", "metric"),
     *("align", "verify_dtype", "samples", "atol", "rtol", "max_shard_size", "seed"),
 )
+_FOUND = ("target_latency", "target_macs")  # what --max-drop finds itself
 _CHOICE = ("criterion", "allocation", "floor", "align")  # what a plan that is replayed leaves nothing to do
 
 
@@ -50,7 +51,8 @@ def command(manifest: Mapping[str, Any]) -> list[str]:
     parts = [["graphprune", "export", str(manifest["source"]["name"]), "-o", "OUT"]]
     for name in _VALUES:
         value = options.get(name)
-        if value is not None and not (options["plan"] and name in _CHOICE):
+        found = name in _FOUND and options.get("max_drop") is not None
+        if value is not None and not found and not (options["plan"] and name in _CHOICE):
             parts.append([_flag(name), f"{value:g}" if isinstance(value, float) else str(value)])
     if (images := options.get("calib_images")) is not None:
         numbers = [f"{key}={':'.join(f'{one:g}' for one in images[key])}" for key in ("mean", "std")]

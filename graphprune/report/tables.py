@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from graphprune.accuracy import Figure
     from graphprune.backends import Availability
     from graphprune.coupling.explain import AxisReport
     from graphprune.coupling.groups import Group
@@ -248,29 +247,15 @@ def export_report(result: ExportResult, out: Console) -> None:
 
 def _accuracy(result: ExportResult, out: Console) -> None:
     """What repair did, and how good the networks are."""
-    repaired, accuracy = result.repaired, result.accuracy
-    if repaired is not None:
-        calibration = result.manifest["calibration"]
-        before, after = (_mean([getattr(one, key) for one in repaired.steps]) for key in ("before", "after"))
-        say(
-            out,
-            f"repaired ({repaired.method}) on {_many(calibration['fitted'], 'sample')}: "
-            f"{_many(len(repaired.steps), 'linear map')} missed {before:.1%} of the original's variance on average, "
-            f"{after:.1%} afterwards",
-        )
-    if accuracy is None:
-        return
-    table = table_of(("", False), ("original", True), ("cut only", True), ("artefact", True))
-    names = list(next(iter(accuracy.metric.values()), {}))
-    for name in names:
-        figures = [accuracy.metric.get(which, {}).get(name) for which in ("original", "cut", "artefact")]
-        add_row(table, name, *(_figure(one) for one in figures))
-    for name in ("top1", "cosine", "kl"):
-        figures = [getattr(accuracy.fidelity.get(which), name, None) for which in ("cut", "artefact")]
-        if any(figures):
-            words = {"top1": "top-1 agreement", "cosine": "cosine of outputs", "kl": "KL divergence"}[name]
-            add_row(table, words, "", *(_figure(one) for one in figures))
-    out.print(table)
+    from graphprune.report.card import accuracy_rows, repair_sentence
+
+    if said := repair_sentence(result.manifest):
+        say(out, said)
+    if rows := accuracy_rows(result.manifest):
+        table = table_of(("", False), ("original", True), ("cut only", True), ("artefact", True))
+        for row in rows:
+            add_row(table, *row)
+        out.print(table)
 
 
 def _corners(result: ExportResult, out: Console) -> None:
@@ -282,16 +267,6 @@ def _corners(result: ExportResult, out: Console) -> None:
     for row in corner_rows(result.manifest):
         add_row(table, *row)
     out.print(table)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))
-
-
-def _figure(one: Figure | None) -> str:
-    if one is None:
-        return ""
-    return f"{one.value:.4f}" + ("" if one.low is None else f" [{one.low:.4f}, {one.high:.4f}]")
 
 
 def verdict_line(verdict: Verdict) -> str:
