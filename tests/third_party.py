@@ -99,11 +99,11 @@ def check(source: Path, folder: Path, feeds: Feeds) -> float:
         if name in kept and len(kept[name]) > axis:
             size, rank = sizes[name, axis]
             left = {size - len(set().union(*removed))}
-            # a vector that several layers share is cut for each of them, one that others are computed from for the
+            # a constant that several layers share is cut for each of them, one that others are computed from for the
             # layers alone; one copy keeps the name
-            if rank == 1 or (name, axis) in ridden:
-                some = chain.from_iterable(combinations(removed, k) for k in range(len(removed)))
-                left |= {size - len(set().union(*one)) for one in some}
+            least = 0 if rank == 1 or (name, axis) in ridden else 1
+            some = chain.from_iterable(combinations(removed, k) for k in range(least, len(removed)))
+            left |= {size - len(set().union(*one)) for one in some}
             assert kept[name][axis] in left, (name, axis)
     worst = 0.0
     for want, have in zip(outputs(silence(original, plan), feeds), outputs(artefact, feeds), strict=True):
