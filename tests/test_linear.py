@@ -11,8 +11,9 @@ from onnx import helper
 
 import graphprune
 from graphprune.backends.runner import OrtRunner
-from graphprune.calibration.linear import Linear, Reader, linears_of, pairings_of
+from graphprune.calibration.linear import Linear, linears_of, pairings_of
 from graphprune.calibration.moments import Moments
+from graphprune.calibration.rows import Reader
 from graphprune.calibration.stream import Stream
 from graphprune.ir.program import with_outputs
 from graphprune.pipeline import Network

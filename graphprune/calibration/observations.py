@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune import progress
-from graphprune.calibration.linear import Linear, Pairing, Reader, linears_of, pairings_of
+from graphprune.calibration.linear import Linear, Pairing, linears_of, pairings_of
 from graphprune.calibration.moments import Moments
+from graphprune.calibration.rows import Reader
 from graphprune.coupling.groups import Grouping, units
 from graphprune.coupling.notation import Letter
 from graphprune.coupling.space import Space, find, free_leaves

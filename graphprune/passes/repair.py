@@ -24,9 +24,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune import progress
-from graphprune.calibration.linear import Linear, Reader, Sizes, linears_of
+from graphprune.calibration.linear import Linear, Sizes, linears_of
 from graphprune.calibration.moments import Moments
 from graphprune.calibration.observations import LARGEST, chosen_rows, rows_each
+from graphprune.calibration.rows import Reader
 from graphprune.calibration.stream import Stream
 from graphprune.coupling.groups import Grouping, Keep
 from graphprune.errors import InputError, UsageError
