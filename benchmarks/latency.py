@@ -94,7 +94,7 @@ def _reached(result: ExportResult) -> dict[str, Any]:
         "ms": [found.a.median_ms, found.b.median_ms],
         "rounds": len(met.rounds),
         "first": {"predicted": met.rounds[0].predicted, "ratio": met.rounds[0].ratio},
-        "kept": met.rounds[met.chosen].kept,
+        "kept": met.kept,
         "method": met.method,
         "params": result.reached["params"] / result.original["params"],
         "macs": result.reached["macs"] / result.original["macs"],
@@ -107,7 +107,7 @@ def _predictions(network: Network, timing: Any, folder: Path) -> dict[str, Any]:
     """Random plans: predicted and measured share of the original's time."""
     from graphprune.ir.store import write_onnx
     from graphprune.latency.profile import ProfileOptions, measure_scenarios, random_plans
-    from graphprune.latency_target import LatencyModel
+    from graphprune.latency_model import LatencyModel
     from graphprune.passes.selection import Selection
     from graphprune.passes.shrink import Shrink
 

@@ -1,6 +1,7 @@
 """How should a layer be timed so that the sum explains the whole? Three ways beside each other.
 
-    python -m benchmarks.layer_timing [--networks resnet18,mobilenet_v2,ocr_recogniser] [--scenarios 32]
+    python -m benchmarks.layer_timing [--networks resnet18,mobilenet_v2,ocr_recogniser] [--scenarios 40]
+        [--markdown FILE]
 
 The same scenarios (networks of many widths), the same form of curve, three kinds of layer times that it is fitted to:
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import load_network, machine_line, markdown_table
+from benchmarks.common import load_network, machine_line, markdown_table, write_tables
 
 RUNS = 12
 
@@ -145,20 +146,20 @@ def compare(name: str, count: int) -> list[str]:
     return cells
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--networks", default="resnet18,mobilenet_v2,ocr_recogniser,bert_mini")
     parser.add_argument("--scenarios", type=int, default=40)
-    options = parser.parse_args()
+    parser.add_argument("--markdown", type=Path, help="write the table here")
+    options = parser.parse_args(arguments)
     rows = []
     for name in options.networks.split(","):
         print(f"{name} ...", file=sys.stderr, flush=True)
         rows.append(compare(name, options.scenarios))
     columns = ["network", "layers", "held out"]
     columns += [f"{words}: {figure}" for words in ("alone", "within", "whole") for figure in ("median", "95th")]
-    print(machine_line())
-    print(markdown_table(columns, rows))
+    write_tables(f"{machine_line()} One thread.\n\n{markdown_table(columns, rows)}", options.markdown, rows, None)
 
 
 if __name__ == "__main__":

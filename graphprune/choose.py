@@ -17,8 +17,9 @@ from graphprune.errors import NothingPrunableError
 from graphprune.frontends.samples import Samples
 from graphprune.ir.program import Array, release
 from graphprune.latency.profile import ProfileOptions
-from graphprune.latency.table import read_table
-from graphprune.latency_target import LatencyModel, LatencyTarget, Met, meet, solve
+from graphprune.latency.table import elsewhere, read_table
+from graphprune.latency_model import LatencyModel
+from graphprune.latency_target import LatencyTarget, Met, meet, predict, solve
 from graphprune.options import ExportOptions
 from graphprune.passes.allocate import Allocator, Target, allocator
 from graphprune.passes.allocate.target import Quantity
@@ -209,10 +210,16 @@ class Chooser:
         method: Allocator,
         tightened: float,
     ) -> Met:
-        """Step curves, and as many candidates as it takes."""
+        """Step curves, and as many candidates as it takes; without measuring the curves alone."""
         network, options = self.network, self.options
         timing = options.measure
-        assert timing is not None and options.target_latency is not None
+        assert options.target_latency is not None
+        model = self._curves(chosen)
+        asked = LatencyTarget.parse(options.target_latency)
+        if timing is None:
+            with timed(self.seconds, "meet"):
+                met = predict(asked, model, chosen, scores, network.cost, method, self.targets)
+            return replace(met, notes=(*met.notes, _predicted(met, model)))
         feeds = network.program.examples
         candidate = self.staging / "candidate" / "model.onnx"
 
@@ -226,8 +233,6 @@ class Chooser:
             network.write(model, candidate)
             return candidate
 
-        model = self._curves(chosen)
-        asked = LatencyTarget.parse(options.target_latency)
         target = replace(asked, value=asked.value * tightened)
         with timed(self.seconds, "meet"):
             met = meet(
@@ -244,13 +249,23 @@ class Chooser:
                 timing,
                 options.statistic,
             )
-        return replace(met, target=asked, share=met.share / tightened)
+        notes = met.notes
+        if options.latency_table is not None and (
+            there := elsewhere(model.table, timing.backend, timing.backend_options)
+        ):
+            notes += (
+                f"the widths were chosen by a latency table of another device, {there}; the ratio was measured on this "
+                "machine: `graphprune gate` measures it on the device",
+            )
+        return replace(met, target=asked, share=met.share / tightened, notes=notes)
 
     def _curves(self, chosen: Sequence[Group]) -> LatencyModel:
         """The step curves, measured when they are first needed."""
         options, network = self.options, self.network
         timing = options.measure
-        assert timing is not None
+        backend, runtime = (
+            (options.backend, options.backend_options) if timing is None else (timing.backend, timing.backend_options)
+        )
 
         def write(keep: Keep, path: Path) -> None:
             path.parent.mkdir(exist_ok=True)
@@ -258,14 +273,22 @@ class Chooser:
 
         if self.model is None:
             profile = ProfileOptions(
-                timing.backend, timing.backend_options, seconds=options.profile_seconds, floor=options.floor,
-                seed=options.seed,
-            )  # fmt: skip
+                backend, runtime, seconds=options.profile_seconds, floor=options.floor, seed=options.seed
+            )
             table = None if options.latency_table is None else read_table(options.latency_table)
             feeds = network.program.examples
             with timed(self.seconds, "profile"):
                 self.model = LatencyModel.of(network.grouping, chosen, self.source, write, feeds, profile, table=table)
         return self.model
+
+
+def _predicted(met: Met, model: LatencyModel) -> str:
+    ms = model.original_ns / 1e6
+    return (
+        f"predicted, not measured: {met.predicted:.3f}x of the original's time ({ms:.4g} to {met.predicted * ms:.4g} "
+        f"ms) by the latency table of {model.table.fingerprint['device']}; "
+        f"`graphprune gate --max-latency {met.share:.3f}x` measures it there"
+    )
 
 
 def whole(network: Network) -> dict[Quantity, int]:

@@ -22,8 +22,9 @@ from graphprune.frontends.samples import NOISE, Samples, read_samples
 from graphprune.ir.files import output_folder, staging_folder
 from graphprune.ir.program import release
 from graphprune.ir.store import external_locations, sha256_of, write_onnx
+from graphprune.latency.figures import enough_for, figure_of
 from graphprune.latency.measure import Comparison, measure
-from graphprune.latency_target import Met, ratio_of
+from graphprune.latency_target import Met
 from graphprune.options import ExportOptions, check_options, settled, shard_size, untimed
 from graphprune.passes.allocate import Target
 from graphprune.passes.files import keep_of, members_of, plan_document, write_plan
@@ -210,16 +211,18 @@ class _Export:
             met, found = choice.met, made.comparison
             if met is None or found is None or made.repaired is None:
                 break
-            ratio = ratio_of(found, options.statistic)
-            if ratio.high <= met.share:
+            figure = figure_of(found, options.statistic)
+            ratio, share = figure.ratio, met.target.within(figure.a_ms)
+            if ratio.high <= share:
+                choice = replace(choice, met=replace(met, share=share))
                 break
             if attempt == _ATTEMPTS - 1:
                 raise TargetError(
                     f"the repaired network takes {ratio.value:.3f}x of the original's time [{ratio.low:.3f}, "
-                    f"{ratio.high:.3f}], {met.share:.3g}x were asked for; ask for less, or repair the bias alone "
+                    f"{ratio.high:.3f}], {share:.3g}x were asked for; ask for less, or repair the bias alone "
                     "(--repair bias)"
                 )
-            tightened *= met.share / ratio.high
+            tightened *= share / ratio.high
         written, verdict, comparison, notes = made.written, made.verdict, made.comparison, list(made.notes)
         models = {"original": network.program.model, "cut": made.cut}
         if made.repaired is not None:
@@ -345,7 +348,7 @@ class _Export:
         timing = self.options.measure
         if timing is None or untimed(timing.backend):
             return None
-        found = measure(source, path, self.network.program.examples, timing)
+        found = measure(source, path, self.network.program.examples, enough_for(timing, self.options.statistic))
         assert isinstance(found, Comparison)
         return found
 
@@ -364,8 +367,8 @@ class _Export:
         with timed(self.seconds, "build"):
             try:
                 made = get_backend(options.backend).build(staging / "model.onnx", staging, options.backend_options)
-            except InputError as error:
-                raise InputError(str(error).replace(f"{staging}{os.sep}", "the artefact, ")) from error
+            except (InputError, UsageError) as error:
+                raise type(error)(str(error).replace(f"{staging}{os.sep}", "the artefact, ")) from error
         if not made.files:
             return None
         hashes = {name: value for path in made.files for name, value in sha256_of(path).items()}

@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from graphprune.backends.base import BackendOptions
 from graphprune.errors import InputError, NoiseError, TargetError, UsageError, VerificationError
 from graphprune.frontends.onnx import read_onnx
 from graphprune.ir.files import sha256_of
+from graphprune.latency.figures import WORDS, Figure, Statistic, enough_for, figure_of, recorded_ratio
 from graphprune.latency.measure import Comparison, MeasureOptions, measure
 from graphprune.passes.files import keep_of, read_plan, replay, saved_members
 from graphprune.passes.shrink import Shrink
@@ -31,7 +32,10 @@ _WIDTH = 0.03  # of the measured ratio: measured longer while its interval is wi
 
 @dataclass(frozen=True)
 class LatencyLimit:
-    """The most that an artefact may take: ``value`` times the original's time, or times the ratio in the manifest."""
+    """The most that an artefact may take: ``value`` times the original's time, or times the ratio in the manifest.
+
+    Both are of the time that the original takes beside it, here and now.
+    """
 
     value: float
     recorded: bool = False
@@ -65,14 +69,16 @@ class GateResult:
     Attributes:
         artefact: the file that was held to its manifest; its hash, its plan's and its source's are right.
         verdict: of the masked equivalence; None where the export was not verified either.
-        comparison: measured latency against the source; None without a limit on it.
-        limit: the largest ratio allowed; ``recorded``: the ratio in the manifest.
+        comparison: measured latency against the source; None without a limit on it. ``figure`` is the figure of it
+            that the export's target was on (``statistic``), which the limit is on as well.
+        limit: the largest ratio to the original's time allowed; ``recorded``: the ratio in the manifest.
         notes: what a reader should know.
     """
 
     artefact: Path
     verdict: Verdict | None
     comparison: Comparison | None
+    figure: Figure | None
     limit: float | None
     recorded: float | None
     notes: tuple[str, ...]
@@ -85,16 +91,17 @@ class GateResult:
                 f"'{self.artefact}' differs from its masked original by {one.max_rel:.2e} relative in {one.worst!r}; "
                 f"accepted are {one.rtol:g} relative and {one.atol:g} absolute"
             )
-        if self.comparison is None or self.limit is None:
+        if self.comparison is None or self.figure is None or self.limit is None:
             return
-        found = self.comparison
-        said = f"{found.ratio:.3f}x of the original's time, within [{found.ratio_low:.3f}, {found.ratio_high:.3f}]"
-        if found.ratio_low > self.limit:
+        found = self.figure.ratio
+        of = "" if self.figure.statistic == "median" else f" ({self.figure.words})"
+        said = f"{found.value:.3f}x of the original's time{of}, within [{found.low:.3f}, {found.high:.3f}]"
+        if found.low > self.limit:
             raise TargetError(f"'{self.artefact}' takes {said}, where at most {self.limit:.3f}x is allowed")
-        if found.ratio_high > self.limit:
+        if found.high > self.limit:
             raise NoiseError(
                 f"cannot tell whether '{self.artefact}' keeps the limit of {self.limit:.3f}x: it takes {said} "
-                f"({found.noise}). Measure longer (--duration), on an idle machine, or allow more."
+                f"({self.comparison.noise}). Measure longer (--duration), on an idle machine, or allow more."
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -103,6 +110,7 @@ class GateResult:
             "artefact": str(self.artefact),
             "verification": None if self.verdict is None else asdict(self.verdict),
             "latency": None if self.comparison is None else self.comparison.to_json(),
+            "figure": None if self.figure is None else self.figure.to_json(),
             "limit": self.limit,
             "recorded": self.recorded,
             "notes": list(self.notes),
@@ -120,7 +128,7 @@ def gate(
     """Hold an artefact to its manifest: hashes first, then the masked equivalence, then the time.
 
     Artefact and plan lie beside the manifest. The check's inputs and tolerances, the backend and its options are those
-    of the export.
+    of the export, and so is the figure of the times that the limit is on (``--statistic``).
 
     Args:
         manifest: ``manifest.json`` of an export.
@@ -136,7 +144,8 @@ def gate(
     """
     document = _read(manifest)
     folder = manifest.parent
-    recorded = None if document["latency"] is None else float(document["latency"]["ratio"])
+    statistic = _statistic(document)
+    recorded = None if document["latency"] is None else recorded_ratio(document["latency"], statistic)
     allowed = None if limit is None else limit.ratio(recorded)
     artefact = folder / next(iter(document["artefact"]["sha256"]))
     original = source if source is not None else folder / next(iter(document["source"]["sha256"]))
@@ -168,16 +177,16 @@ def gate(
             pruned = cut
             notes.append("repaired after the cut: the cut was made again from the original and proved")
         verdict = verify_program(network.program, members, pruned, check, options["verify_dtype"])
-    comparison = None
+    comparison = figure = None
     if allowed is not None and (verdict is None or verdict.passed):
         timing = _timing(options, duration, threads)
-        found = measure(original, artefact, network.program.examples, timing)
+        found = measure(original, artefact, network.program.examples, enough_for(timing, statistic))
         assert isinstance(found, Comparison)
-        comparison = found
+        comparison, figure = found, figure_of(found, statistic)
         before = {} if document["latency"] is None else document["latency"]["fingerprint"]
         if other := sorted(key for key in before if before[key] != found.fingerprint.get(key)):
             notes.append(f"measured under other conditions than the export: {', '.join(other)} differ")
-    return GateResult(artefact, verdict, comparison, allowed, recorded, tuple(notes))
+    return GateResult(artefact, verdict, comparison, figure, allowed, recorded, tuple(notes))
 
 
 _KEYS = ("source", "artefact", "options", "input_shapes", "verification", "latency")
@@ -199,6 +208,14 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(names, dict) or not names or Path(next(iter(names))).name != next(iter(names)):
             raise InputError(f"'{path}' is no manifest of an export: '{key}' names no file")
     return dict(document)
+
+
+def _statistic(document: Mapping[str, Any]) -> Statistic:
+    """The figure that the export's latency target was on; the median where it had none."""
+    said = document["options"].get("statistic", "median") if document.get("latency_target") else "median"
+    if said not in WORDS:
+        raise InputError(f"the manifest's statistic is {said!r}; this version knows {' and '.join(WORDS)}")
+    return cast("Statistic", said)
 
 
 def _same_files(path: Path, expected: Mapping[str, str], what: str) -> None:

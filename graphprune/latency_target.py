@@ -5,26 +5,17 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from graphprune.backends.base import get_backend
-from graphprune.coupling.groups import Grouping, Keep
-from graphprune.errors import NoiseError, NothingPrunableError, TargetError, UsageError
-from graphprune.ir.store import write_onnx
-from graphprune.latency.curves import StepCurves, fit_curves
-from graphprune.latency.layers import Layer, layers_of
+from graphprune.errors import NoiseError, TargetError, UsageError
+from graphprune.latency.figures import Figure, Statistic, enough_for, figure_of
 from graphprune.latency.measure import Comparison, MeasureOptions, measure
-from graphprune.latency.profile import ProfileOptions, profile_network
-from graphprune.latency.statistics import Estimate, percentile_ratio, samples_for
-from graphprune.latency.table import LatencyTable, read_cached, write_cached
+from graphprune.latency_model import LatencyModel
 from graphprune.passes.allocate import (
     Allocation,
     Allocator,
-    Resource,
     Target,
     WidthProblem,
     cost_resources,
@@ -33,19 +24,14 @@ from graphprune.passes.allocate import (
 )
 from graphprune.passes.cost import Cost
 from graphprune.passes.plan import Plan
-from graphprune.passes.selection import Selection
-from graphprune.passes.shrink import Shrink
 
 if TYPE_CHECKING:
     from graphprune.coupling.groups import Group
     from graphprune.passes.score import Scores
-    from graphprune.pipeline import Network
 
-__all__ = ["LatencyModel", "LatencyTarget", "Met", "Round", "Statistic", "meet", "profile_table", "ratio_of", "solve"]
+__all__ = ["LatencyTarget", "Met", "Round", "meet", "predict", "solve"]
 
 _log = logging.getLogger(__name__)
-
-Statistic = Literal["median", "p90"]
 
 _ROUNDS = 8
 _STRICT = 3  # rounds in which the whole interval has to lie near the target; after them the ratio itself
@@ -81,14 +67,17 @@ class LatencyTarget:
             return cls(number)
         return cls(number * _MS[found[2]], relative=False)
 
-    def share(self, original_ms: float) -> float:
-        """The target as a share of the original's time; ``UsageError`` if it is above 1."""
-        share = self.value if self.relative else self.value / original_ms
-        if share > 1:
+    def share(self, original_ms: float, by: str = "") -> float:
+        """The target as a share of the original's time, known ``by`` something; ``UsageError`` if it is above 1."""
+        if not self.relative and self.value > original_ms:
             raise UsageError(
-                f"The target of {self} is above what the original takes, {original_ms:.4g} ms; nothing needs to go."
+                f"The target of {self} is above what the original takes{by}, {original_ms:.4g} ms; nothing needs to go."
             )
-        return share
+        return self.within(original_ms)
+
+    def within(self, original_ms: float) -> float:
+        """The target as a share of the original's time, at most 1."""
+        return min(1.0, self.value if self.relative else self.value / original_ms)
 
     def __str__(self) -> str:
         return f"{self.value:g}x" if self.relative else f"{self.value:g} ms"
@@ -97,7 +86,7 @@ class LatencyTarget:
 @dataclass(frozen=True)
 class Round:
     """One candidate: the share of the original's time that the curves were asked for and predicted, the share measured
-    with its interval, and the importance kept.
+    with its interval, the importance kept, and the target as a share of the original's time in the same measurement.
     """
 
     asked: float
@@ -106,6 +95,7 @@ class Round:
     low: float
     high: float
     kept: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -114,169 +104,26 @@ class Met:
 
     Attributes:
         plan: what stays.
-        comparison: the artefact's measured latency against the original's.
+        comparison: the artefact's measured latency against the original's; None where it was only predicted.
         target: what was asked for; ``share`` is the same as a share of the original's time.
-        rounds: every candidate that was built and measured, the chosen one marked by ``chosen`` (its index).
+        rounds: every candidate that was built and measured, the chosen one marked by ``chosen`` (its index); none
+            where nothing was measured.
         method: who found the widths.
+        predicted: share of the original's time by the curves.
+        kept: share of the importance.
         notes: what a reader should know.
     """
 
     plan: Plan
-    comparison: Comparison
+    comparison: Comparison | None
     target: LatencyTarget
     share: float
     rounds: tuple[Round, ...]
-    chosen: int
+    chosen: int | None
     method: str
+    predicted: float
+    kept: float
     notes: tuple[str, ...] = ()
-
-
-@dataclass
-class LatencyModel:
-    """The step curves of a network on this device, made when they are first needed.
-
-    Attributes:
-        layers: of the network.
-        curves: fitted to the table, or to what was measured here.
-        table: the measurements.
-        errors: relative errors of predictions in the profiling, each before the scenario was known.
-        seconds: spent in profiling.
-    """
-
-    layers: tuple[Layer, ...]
-    sizes: Mapping[str, float]
-    curves: StepCurves
-    table: LatencyTable
-    errors: tuple[float, ...] = ()
-    seconds: float = 0.0
-    near: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        grouping: Grouping,
-        groups: Sequence[Group],
-        source: Path,
-        write: Callable[[Keep, Path], None],
-        feeds: Mapping[str, np.ndarray],
-        options: ProfileOptions,
-        *,
-        table: LatencyTable | None = None,
-        known: LatencyTable | None = None,
-        cache: bool = True,
-    ) -> LatencyModel:
-        """Curves from ``table`` if one is given, from the cache of this device if it knows the layers, or measured.
-
-        ``known`` is a table that what is measured is added to.
-
-        Raises:
-            UsageError: the table given does not know a layer of the network.
-        """
-        layers = layers_of(grouping)
-        sizes = {one.id: float(one.size) for one in grouping.groups}
-        errors: tuple[float, ...] = ()
-        seconds = 0.0
-        if table is not None:
-            table.require(layers)
-        else:
-            table = read_cached(options) if cache else known
-            if not cache or table is None or not table.covers(layers):
-                units = {one.id: one.size for one in grouping.groups}
-                found = profile_network(layers, groups, units, source, write, feeds, options)
-                errors, seconds = found.errors, found.seconds
-                known = table if table is not None else LatencyTable.empty(found.fingerprint)
-                table = known.with_points(layers, found.points)
-                if cache:
-                    write_cached(table)
-        near: dict[str, set[str]] = {}
-        for layer in layers:
-            for name in layer.groups:
-                near.setdefault(name, set()).update(layer.groups)
-        return cls(
-            layers,
-            sizes,
-            fit_curves(layers, table.points),
-            table,
-            errors,
-            seconds,
-            {name: frozenset(others - {name}) for name, others in near.items()},
-        )
-
-    def share(self, counts: Mapping[str, float]) -> float:
-        """Predicted time over the original's."""
-        return float(self.curves.time({**self.sizes, **counts})) / self.original_ns
-
-    def to_json(self) -> dict[str, Any]:
-        """What a profile says of itself."""
-        return {
-            "original_ms": self.original_ns / 1e6,
-            "layers": len(self.layers),
-            "signatures": len({layer.signature for layer in self.layers}),
-            "prediction_errors": list(self.errors),
-            "grains": [asdict(one) for one in self.curves.grains if one.block > 1 or one.alignment > 1],
-            "seconds": self.seconds,
-            "fingerprint": dict(self.table.fingerprint),
-        }
-
-    @property
-    def original_ns(self) -> float:
-        """Predicted time of the original."""
-        return float(self.curves.time(self.sizes))
-
-    def resource(self, share: float) -> Resource:
-        """The time as a limited quantity."""
-        return Resource(
-            "latency",
-            share * self.original_ns,
-            lambda counts: float(self.curves.time({**self.sizes, **counts})),
-            lambda group, widths, counts: self.curves.sweep(group, widths, {**self.sizes, **counts}),
-            self.near,
-        )
-
-
-def profile_table(
-    network: Network,
-    folder: Path,
-    options: ProfileOptions,
-    known: LatencyTable | None = None,
-    *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    stat: bool = False,
-) -> LatencyModel:
-    """Measure a network's step curves on this device, for ``graphprune profile``; added to a table that is known.
-
-    Args:
-        network: loaded.
-        folder: for the source of a module.
-        options: see :class:`graphprune.latency.profile.ProfileOptions`.
-        known: a table of the same device and options.
-        include, exclude, stat: which groups vary, see :class:`graphprune.passes.selection.Selection`.
-
-    Raises:
-        NothingPrunableError: no group may be cut, so no width varies.
-        UsageError: the table is of another device or of other options.
-    """
-    chosen = Selection(include, exclude, stat)(network.grouping, network.program.parameter_names)
-    if not chosen:
-        raise NothingPrunableError("no group may be cut, so no width varies; `graphprune analyze` says why")
-    source = network.source
-    if source is None:
-        source = folder / "source.onnx"
-        write_onnx(network.program.model, source)
-    if known is not None:
-        fingerprint = get_backend(options.backend).fingerprint(replace(options.backend_options, spinning=False))
-        if dict(known.fingerprint) != fingerprint:
-            other = sorted(key for key in fingerprint if known.fingerprint.get(key) != fingerprint[key])
-            raise UsageError(f"the table is of other conditions ({', '.join(other)} differ); write to a new file")
-
-    def write(keep: Keep, path: Path) -> None:
-        path.parent.mkdir(exist_ok=True)
-        write_onnx(Shrink(keep)(network.grouping), path)
-
-    return LatencyModel.of(
-        network.grouping, chosen, source, write, network.program.examples, options, known=known, cache=False
-    )
 
 
 def meet(
@@ -316,8 +163,9 @@ def meet(
     Raises:
         TargetError: it cannot be reached; the fastest that was reached is named.
         NoiseError: the machine is too noisy to tell.
+        UsageError: a time that is above what the original was measured to take.
     """
-    share = target.share(model.original_ns / 1e6)
+    share = target.within(model.original_ns / 1e6)  # the curves may be of another device, or of a slower hour
     rounds: list[Round] = []
     results: list[tuple[Plan, Comparison, str]] = []
     asked = min(1.0, share * (1 - _SLACK / 2))
@@ -327,22 +175,47 @@ def meet(
         except TargetError as error:
             if not rounds:
                 raise
-            raise TargetError(_missed(target, share, rounds, str(error))) from error
+            raise TargetError(_missed(target, rounds, str(error))) from error
         predicted = model.share({name: float(len(units)) for name, units in plan.kept.items()})
         candidate = build(plan)
-        found, ratio, original_ms = _compare(source, candidate, feeds, _quick(options), statistic)
-        near = abs(ratio.value / target.share(original_ms) - 1) <= _NEAR
+        found, figure = _compare(source, candidate, feeds, _quick(options), statistic)
+        ratio = figure.ratio
+        near = abs(ratio.value / target.within(figure.a_ms) - 1) <= _NEAR
         if near or ratio.high - ratio.low > _VAGUE * ratio.value:  # a measurement that decides, or that steers at all
-            found, ratio, original_ms = _compare(source, candidate, feeds, options, statistic)
-        share = target.share(original_ms)
-        rounds.append(Round(asked, predicted, ratio.value, ratio.low, ratio.high, kept))
+            found, figure = _compare(source, candidate, feeds, options, statistic)
+            ratio = figure.ratio
+        share = target.within(figure.a_ms) if rounds else target.share(figure.a_ms)
+        rounds.append(Round(asked, predicted, ratio.value, ratio.low, ratio.high, kept, share))
         results.append((plan, found, method))
         _log.info("round %d: asked %.3f, predicted %.3f, measured %.3f [%.3f, %.3f]", len(rounds), asked, predicted,
                   ratio.value, ratio.low, ratio.high)  # fmt: skip
-        if any(_holds(one, share, len(rounds)) for one in rounds):
+        if any(_holds(one, len(rounds)) for one in rounds):
             break
         asked = _next(rounds, share)
-    return _chosen(target, share, rounds, results)
+    return _chosen(target, rounds, results)
+
+
+def predict(
+    target: LatencyTarget,
+    model: LatencyModel,
+    groups: Sequence[Group],
+    scores: Scores,
+    cost: Cost,
+    allocator: Allocator,
+    limits: Sequence[Target],
+) -> Met:
+    """Solve on the curves alone, for a device that is not here: nothing is built or measured.
+
+    Args: as of :func:`meet`.
+
+    Raises:
+        TargetError: no widths are predicted to reach it.
+        UsageError: a time that is above what the original takes by the curves.
+    """
+    share = target.share(model.original_ns / 1e6, by=" by the latency table")
+    plan, method, kept = solve(share, model, groups, scores, cost, allocator, limits)
+    predicted = model.share({name: float(len(units)) for name, units in plan.kept.items()})
+    return Met(plan, None, target, share, (), None, method, predicted, kept)
 
 
 def solve(
@@ -397,34 +270,18 @@ def _by_macs(
     return best
 
 
-def _holds(one: Round, share: float, tried: int) -> bool:
+def _holds(one: Round, tried: int) -> bool:
     """Within the target and not needlessly small; where the interval alone stands in the way, after some rounds."""
     near = one.low if tried < _STRICT else one.ratio
-    return one.high <= share and near >= share * (1 - _SLACK)
+    return one.high <= one.share and near >= one.share * (1 - _SLACK)
 
 
 def _compare(
     source: Path, candidate: Path, feeds: Mapping[str, Any], options: MeasureOptions, statistic: Statistic
-) -> tuple[Comparison, Estimate, float]:
-    """The comparison, the ratio of the figure asked for with its interval, and the original's figure in ms."""
-    if statistic == "p90":
-        options = replace(options, single_runs=True, min_iterations=max(options.min_iterations, 2 * samples_for(90)))
-    found = measure(source, candidate, feeds, options)
+) -> tuple[Comparison, Figure]:
+    found = measure(source, candidate, feeds, enough_for(options, statistic))
     assert isinstance(found, Comparison)
-    ratio = ratio_of(found, statistic)
-    ms = found.a.median_ms if statistic == "median" else float(np.percentile(found.a.samples_ns, 90)) / 1e6
-    return found, ratio, ms
-
-
-def ratio_of(found: Comparison, statistic: Statistic) -> Estimate:
-    """The ratio of the figure asked for, with its interval."""
-    if statistic == "median":
-        return Estimate(found.ratio, found.ratio_low, found.ratio_high)
-    first, second = (
-        np.split(np.array(one.samples_ns, dtype=np.float64), np.cumsum(one.round_sizes)[:-1])
-        for one in (found.a, found.b)
-    )
-    return percentile_ratio(first, second, 90, confidence=found.confidence, seed=0)
+    return found, figure_of(found, statistic)
 
 
 def _quick(options: MeasureOptions) -> MeasureOptions:
@@ -454,41 +311,40 @@ def _next(rounds: Sequence[Round], share: float) -> float:
     return min(1.0, asked)
 
 
-def _chosen(
-    target: LatencyTarget, share: float, rounds: Sequence[Round], results: Sequence[tuple[Plan, Comparison, str]]
-) -> Met:
+def _chosen(target: LatencyTarget, rounds: Sequence[Round], results: Sequence[tuple[Plan, Comparison, str]]) -> Met:
     """The artefact that keeps the most within the target. Raises TargetError or NoiseError."""
-    within = [index for index, one in enumerate(rounds) if one.high <= share]
+    within = [index for index, one in enumerate(rounds) if one.high <= one.share]
     if not within:
         nearest = min(rounds, key=lambda one: one.high)
-        if nearest.low <= share:
+        if nearest.low <= nearest.share:
             raise NoiseError(
                 f"the machine is too noisy to say whether {target} is met: after {len(rounds)} rounds the nearest "
                 f"candidate takes {nearest.ratio:.3f}x within [{nearest.low:.3f}, {nearest.high:.3f}]; measure longer "
                 "(--duration) or on an idle machine"
             )
-        raise TargetError(_missed(target, share, rounds, "the curves do not predict this network well enough"))
+        raise TargetError(_missed(target, rounds, "the curves do not predict this network well enough"))
     index = max(within, key=lambda one: (rounds[one].kept, -one))
     best = rounds[index]
     notes = []
-    if best.low < share * (1 - _SLACK):
-        if best.high - best.low > _SLACK * share:
+    if best.low < best.share * (1 - _SLACK):
+        if best.high - best.low > _SLACK * best.share:
             why = "the measured interval is wider than that"
         elif any(one.kept > best.kept for one in rounds):
             why = "candidates that keep more were measured above the target"
         else:
             why = f"no nearer one was found in {len(rounds)} rounds"
-        notes.append(
-            f"the artefact's interval begins {1 - best.low / share:.1%} below the target of {share:.3f}x: {why}"
-        )
+        below = f"{1 - best.low / best.share:.1%} below the target of {best.share:.3f}x"
+        notes.append(f"the artefact's interval begins {below}: {why}")
     plan, comparison, method = results[index]
-    return Met(plan, comparison, target, share, tuple(rounds), index, method, tuple(notes))
+    return Met(
+        plan, comparison, target, best.share, tuple(rounds), index, method, best.predicted, best.kept, tuple(notes)
+    )
 
 
-def _missed(target: LatencyTarget, share: float, rounds: Sequence[Round], why: str) -> str:
+def _missed(target: LatencyTarget, rounds: Sequence[Round], why: str) -> str:
     fastest = min(rounds, key=lambda one: one.ratio)
     return (
         f"the latency target of {target} cannot be met: the fastest of {len(rounds)} candidates takes "
         f"{fastest.ratio:.3f}x of the original's time, within [{fastest.low:.3f}, {fastest.high:.3f}], where "
-        f"{share:.3f}x was asked for; {why}"
+        f"{fastest.share:.3f}x was asked for; {why}"
     )

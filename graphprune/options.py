@@ -12,8 +12,10 @@ from graphprune.backends.base import BackendOptions, get_backend
 from graphprune.errors import UsageError
 from graphprune.frontends.samples import Preprocessing
 from graphprune.ir.files import byte_count
+from graphprune.latency.figures import Statistic
 from graphprune.latency.measure import MeasureOptions
-from graphprune.latency_target import LatencyTarget, Statistic
+from graphprune.latency.table import elsewhere, read_table
+from graphprune.latency_target import LatencyTarget
 from graphprune.passes.allocate import Target
 from graphprune.passes.allocate.target import Quantity
 from graphprune.passes.repair import METHODS
@@ -31,7 +33,8 @@ class ExportOptions:
         target_params, target_macs: ``"0.5x"`` of the original or an absolute number as text; None: no such target.
         target_latency: ``"0.6x"`` of the original's measured time, or a time as ``"8ms"``.
         statistic: the figure of the measured times that the target is on: ``median`` or ``p90``.
-        latency_table: measured elsewhere, on the device, with ``graphprune profile``; None: this device's own.
+        latency_table: measured elsewhere, on the device, with ``graphprune profile``; None: this device's own. With
+            it and without ``measure`` a latency target is met by what the table predicts.
         profile_seconds: after so long no more networks are timed for the step curves of this device.
         plan: a saved plan to replay instead of scoring and allocating.
         criterion, criterion_options: see :func:`graphprune.passes.score.criterion`; None: ``obs`` where there are
@@ -134,17 +137,53 @@ def check_options(options: ExportOptions) -> list[Target]:
         )
     if (targets or latency is not None) and options.plan is not None:
         raise UsageError("a plan that is replayed (--plan) takes no target; leave one of them out")
-    if latency is not None and options.measure is None:
-        raise UsageError("a latency target is met by measuring: leave out --no-measure, or ask for --target-macs")
-    if latency is not None and options.measure is not None and (why := untimed(options.measure.backend)):
-        raise UsageError(
-            f"a latency target is met by measuring, and {options.measure.backend} cannot be timed here: {why}"
-        )
-    if latency is None and options.latency_table is not None:
-        raise UsageError("--latency-table serves a latency target; add --target-latency, or leave the table out")
+    _check_backend(options)
+    _check_latency(options, latency)
     shard_size(options)
     _check_calibration(options)
     return targets
+
+
+def _check_backend(options: ExportOptions) -> None:
+    backend = get_backend(options.backend)
+    found = backend.available()
+    if not found.usable:
+        raise UsageError(f"--backend {options.backend} cannot be used here: {found.reason}")
+    backend.fingerprint(options.backend_options)  # it reads its settings, and refuses what it does not have
+
+
+def _check_latency(options: ExportOptions, latency: LatencyTarget | None) -> None:
+    if latency is None:
+        if options.latency_table is not None:
+            raise UsageError("--latency-table serves a latency target; add --target-latency, or leave the table out")
+        if options.statistic != "median" and options.max_drop is None:
+            raise UsageError(f"--statistic {options.statistic} says what a latency target is on; add --target-latency")
+        return
+    table = None if options.latency_table is None else read_table(options.latency_table)
+    if options.measure is None:
+        if table is None:
+            raise UsageError(
+                "a latency target is met by measuring: leave out --no-measure, give the step curves of the device "
+                "with --latency-table, or ask for --target-macs"
+            )
+        if options.statistic != "median":
+            raise UsageError(
+                f"step curves are of medians, so without measuring nothing is known of --statistic {options.statistic}"
+            )
+        return
+    timed_on = options.measure.backend
+    if why := untimed(timed_on):
+        raise UsageError(
+            f"a latency target is met by measuring, and {timed_on} cannot be timed here: {why}; --no-measure goes by "
+            "a --latency-table of the device alone"
+        )
+    if table is None or latency.relative:
+        return
+    if there := elsewhere(table, timed_on, options.measure.backend_options):
+        raise UsageError(
+            f"{latency} is a time on {there}, where the latency table was made, and this machine cannot measure that: "
+            "add --no-measure to go by the table alone, or ask for a share such as 0.6x, which is measured here"
+        )
 
 
 def _check_calibration(options: ExportOptions) -> None:

@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper
 
 import graphprune.latency.measure as measuring
-from graphprune.backends import BackendOptions
+from graphprune.backends import Availability, BackendOptions
 from graphprune.backends import base as backends_base
-from graphprune.cli.runtimes import _cpus, runtimes
+from graphprune.backends.openvino import OpenVinoBackend
+from graphprune.cli.runtimes import _TENSORRT, _cpus, runtimes, tensorrt_settings
 from graphprune.errors import NoiseError, UsageError
 from graphprune.latency import disturbance
 from graphprune.latency.results import Comparison, Measurement, Noise, WarmUp
@@ -129,6 +130,20 @@ def test_three_networks_in_turn(relu: Path, tmp_path: Path, run_cli: Any) -> Non
     assert written[0]["ratio"] == ""
 
 
+def test_what_cannot_be_done_is_said_before_anything_is_measured(
+    relu: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Any] = []
+    monkeypatch.setattr(measuring, "measure_in_turn", lambda *given: measured.append(given) or ((measurement(),), ()))
+    result = run_cli("bench", relu, "--csv", tmp_path / "none" / "t.csv")
+    assert (result.code, "is no folder that can be written" in result.err) == (2, True), result.err
+    monkeypatch.setattr(OpenVinoBackend, "available", lambda self: Availability(True, reason="it is asleep"))
+    result = run_cli("bench", relu, "--backend", "onnxruntime", "--backend", "openvino")
+    assert (result.code, "nothing can be timed on openvino here: it is asleep" in result.err) == (2, True), result.err
+    assert not measured
+    assert run_cli("bench", relu, "--csv", tmp_path / "t.csv").code == 0
+
+
 def test_the_batch_is_the_free_first_dimension(
     relu: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +191,7 @@ def test_the_tables_of_two_backends(relu: Path, run_cli: Any, monkeypatch: pytes
         return (a, b), (Comparison(a, b, 0.5, 0.45, 0.55, 0.95, 12, a.noise, a.fingerprint),)
 
     monkeypatch.setattr(measuring, "measure_in_turn", instead)
+    monkeypatch.setattr(OpenVinoBackend, "available", lambda self: Availability(True, times=True))
     words = ("--backend", "onnxruntime", "--backend", "openvino", "--percentile", "99")
     monkeypatch.chdir(relu.parent)
     result = run_cli("bench", relu.name, relu.name, *words)
@@ -325,3 +341,18 @@ def test_backends_says_what_is_there_and_what_to_install(run_cli: Any, monkeypat
         "times": False,
     }
     assert not told["gone"]["usable"]
+
+
+def test_the_words_of_tensorrt_become_its_settings(relu: Path, run_cli: Any) -> None:
+    given = {flag.strip("-").replace("-", "_"): None for flag, _, _ in _TENSORRT}
+    given |= {"opt_shapes": "x:1x4", "version_compatible": True}
+    assert tensorrt_settings(dict(given), ["tensorrt"]) == ("opt-shapes=x:1x4", "version-compatible=true")
+    assert tensorrt_settings(dict(given), ["tensorrt", "openvino"])[1] == "tensorrt:version-compatible=true"
+    for verb, more in (
+        ("bench", ()),
+        ("profile", ("-o", "t.json")),
+        ("export", ("-o", "out", "--target-macs", "0.5x")),
+    ):
+        result = run_cli(verb, relu, *more, "--hardware-compatible")
+        assert result.code == 2
+        assert "--hardware-compatible is an option of TensorRT; add --backend tensorrt, or leave it out" in result.err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,34 @@ def test_limits_on_the_time(folder, takes, run_cli, found, limit, code, words):
     assert (original, artefact) == (folder / "net.onnx", folder / "model.onnx")
     assert feeds["x"].shape == (1, 3, 8, 8)
     assert (options.duration, options.backend_options.threads) == (1.0, 1)
+
+
+def test_an_artefact_for_the_90th_percentile_is_held_to_it(folder, run_cli, monkeypatch):
+    """The medians are 0.6x, but every fifth inference of the artefact takes as long as the original's."""
+    quick = measurement(samples_ns=(10_000_000,) * 250, round_sizes=(125, 125))
+    slow_tail = replace(quick, samples_ns=(6_000_000, 6_000_000, 6_000_000, 6_000_000, 10_000_000) * 50)
+    found = Comparison(quick, slow_tail, 0.6, 0.59, 0.61, 0.95, 125, quick.noise, quick.fingerprint)
+    calls: list[Any] = []
+    monkeypatch.setattr(gating, "measure", lambda *given: calls.append(given) or found)
+    words = ("gate", folder / "manifest.json", "--max-latency", "0.7x")
+    assert run_cli(*words).code == 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    aimed = {"options": {**manifest["options"], "statistic": "p90"}, "latency_target": {"asked": "0.7x"}}
+    rewrite(folder / "manifest.json", **aimed, latency=found.to_json())
+    result = run_cli(*words)
+    assert result.code == 3
+    assert "takes 1.000x of the original's time (90th percentile), within [1.000, 1.000]" in result.err
+    assert "90th percentile latency 1.000x [1.000, 1.000] of the original's, measured beside it now" in result.out
+    assert "(10.000 to 10.000 ms); allowed 0.700x; recorded 1.000x" in result.out
+    options = calls[-1][3]
+    assert options.single_runs and options.min_iterations >= 200
+    result = run_cli(*words[:-1], "+5%", "--json")
+    document = json.loads(result.out)
+    assert (result.code, document["recorded"], document["limit"]) == (0, 1.0, 1.05)
+    assert document["figure"]["statistic"] == "p90"
+    rewrite(folder / "manifest.json", options={**aimed["options"], "statistic": "p42"})
+    result = run_cli(*words)
+    assert (result.code, "the manifest's statistic is 'p42'" in result.err) == (2, True)
 
 
 def test_without_a_limit_nothing_is_measured(folder, takes, run_cli):

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,28 @@ from models import SAMPLES, Net, image, nothing, picture
 from test_bench import measurement
 from test_curves import points
 
+import graphprune.latency.figures as figures
 import graphprune.latency.profile as profiling
+import graphprune.latency_model as modelling
 import graphprune.latency_target as targeting
 from graphprune.backends.onnxruntime import OnnxRuntimeBackend
 from graphprune.errors import InputError, NoiseError, TargetError, UsageError
 from graphprune.latency.curves import Points
+from graphprune.latency.figures import Statistic, figure_of
 from graphprune.latency.layers import layers_of
 from graphprune.latency.measure import MeasureOptions
 from graphprune.latency.profile import ProfileOptions, scenarios
 from graphprune.latency.results import Comparison
+from graphprune.latency.statistics import percentile_ratio
 from graphprune.latency.table import LatencyTable, cache_file, read_cached, read_table, write_cached, write_table
-from graphprune.latency_target import LatencyModel, LatencyTarget, Met, meet
+from graphprune.latency_model import LatencyModel
+from graphprune.latency_target import LatencyTarget, Met, meet
 from graphprune.passes.allocate import Target, allocator
 from graphprune.passes.files import keep_of
 from graphprune.passes.score import criterion, score_groups
 from graphprune.pipeline import Network, load
 
-PRINT = {"backend": "made up", "threads": 1}
+PRINT = {"backend": "made up", "version": "1", "device": "made up", "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +130,7 @@ class Bench:
         measured: Callable[[float], tuple[float, float]],
         method: str = "knapsack",
         limits: tuple[Target, ...] = (),
+        statistic: Statistic = "median",
     ) -> Met:
         """``measured``: the ratio and half its interval, for the ratio that the curves predict."""
         share = 1.0
@@ -134,7 +141,10 @@ class Bench:
             self.built += 1
             return Path("candidate")
 
-        def measure(*_: Any) -> Comparison:
+        def measure(*given: Any) -> Comparison:
+            if statistic != "median":
+                assert given[3].single_runs and given[3].min_iterations >= 200
+                return sampled(measured(share)[0])
             ratio, half = measured(share)
             one = measurement()
             return Comparison(one, one, ratio, ratio - half, ratio + half, 0.95, 10, one.noise, one.fingerprint)
@@ -144,8 +154,16 @@ class Bench:
         scores = score_groups(criterion("magnitude"), groups, program.tensor)
         return meet(
             LatencyTarget.parse(target), self.model, groups, scores, self.network.cost, allocator(method), limits,
-            Path("original"), build, {}, MeasureOptions(),
+            Path("original"), build, {}, MeasureOptions(), statistic,
         )  # fmt: skip
+
+
+def sampled(share: float) -> Comparison:
+    """Times of which the median falls to ``share``, and the slowest fifth by 0.1 less."""
+    whole = measurement(samples_ns=(10_000_000,) * 300, round_sizes=(150, 150), median_ms=10.0)
+    short, long = (round(1e7 * one) for one in (share, min(1.0, share + 0.1)))
+    cut = measurement(samples_ns=(short, short, short, short, long) * 60, round_sizes=(150, 150), median_ms=short / 1e6)
+    return Comparison(whole, cut, share, share - 0.001, share + 0.001, 0.95, 150, whole.noise, whole.fingerprint)
 
 
 @pytest.fixture
@@ -180,6 +198,29 @@ def test_a_target_in_milliseconds(bench: Bench) -> None:
     met = bench.meet("1.2ms", lambda share: (share, 0.001))
     assert met.share == pytest.approx(0.6)
     assert met.rounds[met.chosen].high <= 0.6
+
+
+def test_a_time_that_only_the_table_calls_needless_is_measured(bench: Bench) -> None:
+    """The curves say that the original takes 1 ms; here it takes 2."""
+    curves = bench.model.curves
+    scale = 1e6 / bench.model.original_ns
+    bench.model.curves = dataclasses.replace(curves, coefficients=curves.coefficients * scale)
+    assert bench.meet("1.2ms", lambda share: (share, 0.001)).share == pytest.approx(0.6)
+    with pytest.raises(UsageError, match=r"3 ms is above what the original takes, 2 ms; nothing needs to go"):
+        bench.meet("3ms", lambda share: (share, 0.001))
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interval out of few resamples: quick."""
+    monkeypatch.setattr(figures, "percentile_ratio", partial(percentile_ratio, resamples=50))
+
+
+def test_a_target_on_the_90th_percentile_is_met_there(bench: Bench, few: None) -> None:
+    met = bench.meet("0.7x", lambda share: (share, 0.0), statistic="p90")
+    assert met.comparison is not None and met.rounds[met.chosen or 0].high <= 0.7
+    found = figure_of(met.comparison, "p90").ratio.value
+    assert found == met.rounds[met.chosen or 0].ratio == pytest.approx(met.comparison.ratio + 0.1)
 
 
 def test_further_limits_hold_as_well(bench: Bench) -> None:
@@ -302,6 +343,7 @@ def test_old_points_go_where_there_are_too_many(table: LatencyTable, network: Ne
         ("nonsense", "is no latency table"),
         ("[1]", "is no latency table"),
         ('{"format": "graphprune latency table 1", "fingerprint": {}, "layers": {"a": 3}}', "is no latency table"),
+        ('{"ns": [1, 1], "widths": [[1], [2]]}', "does not say its backend, version, device, threads"),
         ('{"ns": [1, -1], "widths": [[1], [2]]}', "the times of layer a are no list of numbers of at least 0"),
         ('{"ns": [1, NaN], "widths": [[1], [2]]}', "the times of layer a are no list"),
         ('{"ns": [1], "widths": [[1], [2]]}', "the times of layer a are no list"),
@@ -349,7 +391,7 @@ def test_the_cache_is_used_the_second_time(
         measured.append(1)
         return profiling.Profiled(table.points, 1e6, (), 0.0, {**PRINT, "spin": False})
 
-    monkeypatch.setattr(targeting, "profile_network", profile)
+    monkeypatch.setattr(modelling, "profile_network", profile)
     groups = network.grouping.groups
 
     def made() -> LatencyModel:
@@ -392,6 +434,120 @@ def test_exit_codes(
     result = run_cli("export", network.source, "-o", tmp_path / "out", *words_)
     assert (result.code, words in result.err) == (code, True), result.err
     assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+PHONE = {**PRINT, "backend": "onnxruntime", "device": "A phone", "architecture": "aarch64"}
+
+
+@pytest.fixture
+def phone(table: LatencyTable, tmp_path: Path) -> Path:
+    """The table, as if it came from another device."""
+    write_table(dataclasses.replace(table, fingerprint=PHONE), tmp_path / "phone.json")
+    return tmp_path / "phone.json"
+
+
+def never(*_: Any) -> Any:
+    raise AssertionError("nothing may be measured")
+
+
+@pytest.mark.parametrize("text", ["0.7x", "ms"])
+def test_a_table_of_another_device_alone(
+    text: str, network: Network, model: LatencyModel, phone: Path, tmp_path: Path, monkeypatch: Any, run_cli: Any
+) -> None:
+    """With --no-measure: nothing is run for its time, and nothing is said to be met."""
+    monkeypatch.setattr(targeting, "measure", never)
+    target = text if text == "0.7x" else f"{0.7 * model.original_ns / 1e3:.6g}us"
+    words = ("export", network.source, "-o", tmp_path / "out", "--latency-table", phone, "--target-latency", target)
+    result = run_cli(*words, "--no-measure", "--floor", "0.01")
+    assert result.code == 0, result.err
+    assert "latency, predicted" in result.out
+    assert "predicted, not measured: 0." in result.out and "by the latency table of A phone" in result.out
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    found = manifest["latency_target"]
+    assert (manifest["latency"], found["figure"], found["rounds"], found["chosen"]) == (None, None, [], None)
+    assert found["fingerprint"] == PHONE
+    assert 0.6 < found["predicted"]["ratio"] <= found["share"] == pytest.approx(0.7)
+    assert manifest["verification"]["passed"]
+    assert any("`graphprune gate --max-latency 0.700x` measures it there" in note for note in manifest["notes"])
+    assert "The target of" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_family_of_predictions(network: Network, phone: Path, tmp_path: Path, run_cli: Any) -> None:
+    words = ("--target-latency", "0.8x,0.6x", "--latency-table", phone, "--no-measure", "--floor", "0.01")
+    result = run_cli("export", network.source, "-o", tmp_path / "out", *words)
+    assert result.code == 0, result.err
+    assert "predicted" in result.out and "measured" not in result.out.split("note")[0].split("predicted, not")[0]
+    members = json.loads((tmp_path / "out" / "pareto.json").read_text())["members"]
+    assert [one["folder"] for one in members] == ["0.8x", "0.6x"]
+
+
+def test_a_family_on_the_90th_percentile(
+    network: Network, table: LatencyTable, tmp_path: Path, monkeypatch: Any, run_cli: Any, few: None
+) -> None:
+    """The table of targets and every manifest speak of the percentile, whatever the medians are."""
+    write_table(table, tmp_path / "t.json")
+    curves = made_model(network, table)
+
+    def measure(source: Path, candidate: Path, *_: Any) -> Comparison:
+        sizes = {}
+        for one in load(candidate).grouping.groups:
+            sizes[one.id] = float(one.size)
+        return sampled(curves.share(sizes))
+
+    monkeypatch.setattr(targeting, "measure", measure)
+    words = ("--target-latency", "0.9x,0.75x", "--statistic", "p90", "--floor", "0.01")
+    result = run_cli("export", network.source, "-o", tmp_path / "out", "--latency-table", tmp_path / "t.json", *words)
+    assert result.code == 0, result.err
+    assert "p90 ms" in result.out and "median" not in result.out
+    for name, most in (("0.9x", 0.9), ("0.75x", 0.75)):
+        manifest = json.loads((tmp_path / "out" / name / "manifest.json").read_text())
+        figure = manifest["latency_target"]["figure"]
+        assert figure["statistic"] == "p90" and figure["ratio_high"] <= most
+        assert figure["ratio"] == pytest.approx(manifest["latency"]["ratio"] + 0.1)
+        assert "--statistic p90" in (tmp_path / "out" / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--target-latency", "3ms"], "3 ms is a time on A phone, where the latency table was made, and this machine "
+         "cannot measure that: add --no-measure to go by the table alone, or ask for a share such as 0.6x"),
+        (["--target-latency", "5s", "--no-measure"], "is above what the original takes by the latency table"),
+        (["--target-latency", "0.7x", "--no-measure", "--statistic", "p90"], "step curves are of medians"),
+        (["--target-macs", "0.7x"], "--latency-table serves a latency target"),
+    ],
+)  # fmt: skip
+def test_what_a_table_of_another_device_cannot_do(
+    more: list[str], said: str, network: Network, phone: Path, tmp_path: Path, monkeypatch: Any, run_cli: Any
+) -> None:
+    monkeypatch.setattr(targeting, "measure", never)
+    result = run_cli("export", network.source, "-o", tmp_path / "out", "--latency-table", phone, *more)
+    assert (result.code, said in result.err) == (2, True), result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_share_is_measured_here_with_widths_for_another_device(
+    network: Network, phone: Path, tmp_path: Path, monkeypatch: Any, run_cli: Any
+) -> None:
+    one = measurement()
+    comparison = Comparison(one, one, 0.69, 0.685, 0.695, 0.95, 10, one.noise, one.fingerprint)
+    monkeypatch.setattr(targeting, "measure", lambda *_: comparison)
+    words = ("--target-latency", "0.7x", "--latency-table", phone, "--floor", "0.01")
+    result = run_cli("export", network.source, "-o", tmp_path / "out", *words)
+    assert result.code == 0, result.err
+    assert "note: the widths were chosen by a latency table of another device, A phone; the ratio was" in result.out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--target-latency", "0.7x", "--no-measure"], "give the step curves of the device with --latency-table"),
+        (["--target-macs", "0.7x", "--statistic", "p90"], "--statistic p90 says what a latency target is on"),
+    ],
+)
+def test_what_makes_no_sense_without_a_table(more: list[str], said: str, tmp_path: Path, run_cli: Any) -> None:
+    result = run_cli("export", tmp_path / "none.onnx", "-o", tmp_path / "out", *more)
+    assert (result.code, said in result.err) == (2, True), result.err
 
 
 def test_profile_and_export_for_real(tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,10 +84,12 @@ def full(plain):
     cut = manifest["groups_cut"]
     manifest["latency"].update(ratio=0.58, ratio_low=0.57, ratio_high=0.59)
     rounds = [
-        {"asked": 0.6, "predicted": 0.6, "ratio": 0.64, "low": 0.62, "high": 0.66, "kept": 0.9},
-        {"asked": 0.56, "predicted": 0.56, "ratio": 0.58, "low": 0.57, "high": 0.59, "kept": 0.85},
+        {"asked": 0.6, "predicted": 0.6, "ratio": 0.64, "low": 0.62, "high": 0.66, "kept": 0.9, "share": 0.6},
+        {"asked": 0.56, "predicted": 0.56, "ratio": 0.58, "low": 0.57, "high": 0.59, "kept": 0.85, "share": 0.6},
     ]
     manifest["latency_target"] = {
+        "statistic": "median", "figure": None, "kept": 0.85, "predicted": {"ratio": 0.56, "original_ms": 15.0},
+        "fingerprint": {**manifest["latency"]["fingerprint"], "device": "A phone"},
         "asked": "0.6x", "share": 0.6, "method": "greedy", "chosen": 1, "rounds": rounds,
         "grains": [{"operator": "Conv", "letter": "o", "block": 16, "alignment": 4}],
         "prediction_errors": [0.01, 0.02], "profile_seconds": 3.0,
@@ -143,6 +145,37 @@ def test_a_target_that_is_missed_and_a_ratio_that_cannot_be_told_are_said(full):
     assert "target 0.6x: missed" in text and "whether it is faster cannot be told" in text
     full["latency"].update(ratio=1.1, ratio_low=1.05, ratio_high=1.2)
     assert "it is slower" in Page(report_html(full)).text
+
+
+def test_a_target_on_a_percentile_is_shown_as_one(full):
+    full["latency_target"].update(
+        statistic="p90",
+        figure={"statistic": "p90", "a_ms": 9.0, "b_ms": 5.5, "ratio": 0.61, "ratio_low": 0.6, "ratio_high": 0.62},
+    )
+    page, card = Page(report_html(full)).text, model_card(full)
+    for said in ("Latency, p90", "0.610x", "0.600 to 0.620", "target 0.6x: missed", "ratio is that of the 90th"):
+        assert said in page, said
+    assert "| p90 latency | 9.000 ms | 5.500 ms | 0.610x | 0.6x |" in card
+    assert "The target of 0.6x for latency is missed." in card
+    (row,) = pareto_document({"0.6x": full})["members"]
+    assert (row["ratio"], row["ms"]) == (0.61, 5.5)
+    assert "p90 ms" in Page(pareto_html(pareto_document({"0.6x": full}))).text
+
+
+def test_a_prediction_is_never_called_a_measurement(full):
+    full["latency"] = None
+    full["latency_target"].update(rounds=[], chosen=None, asked="9 ms")
+    text, card = Page(report_html(full)).text, model_card(full)
+    for said in ("0.560x", "predicted", "target 9 ms: not measured", "nothing was measured"):
+        assert said in text, said
+    assert "0.560x of the original's time is what the latency table of A phone predicts" in text
+    assert "for latency is met" not in card and "Measured" not in card
+    assert "| latency, predicted | 15.000 ms | 8.400 ms | 0.560x | 9 ms (0.600x) |" in card
+    assert "--max-latency 0.600x" in card, "so that the device can tell"
+    document = pareto_document({"9ms": full})
+    assert document["statistic"] == "predicted"
+    text = Page(pareto_html(document)).text
+    assert "that a latency table of" in text and "measured" not in text
 
 
 def test_names_out_of_files_stay_text(full):
@@ -235,7 +268,7 @@ def test_a_family_has_a_pareto_table_with_links(full, tmp_path):
         one = copy.deepcopy(full)
         one["latency_target"]["asked"] = target
         one["notes"] = [f"of {target}"]
-        one["latency_target"]["rounds"][1]["kept"] = kept
+        one["latency_target"]["kept"] = kept
         one["latency"].update(ratio=ratio, ratio_low=ratio - 0.01, ratio_high=ratio + 0.01)
         members[target] = one
     document = pareto_document(members)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphprune.backends.base import BackendOptions, get_backend
+from graphprune.backends.base import Availability, BackendOptions, get_backend
 from graphprune.backends.onnxruntime import run_model
 from graphprune.backends.precision import narrow
-from graphprune.backends.tensorrt import check_engine
+from graphprune.backends.tensorrt import TensorRTBackend, check_engine
 from graphprune.backends.tensorrt_graph import prepare
 from graphprune.backends.tensorrt_network import parser_message, plain
 from graphprune.backends.tensorrt_options import Profile, TensorRTOptions
@@ -312,6 +313,30 @@ def test_engines_are_built_for_every_target_and_described(tmp_path: Path) -> Non
     assert [path.name for path in plain_one.files] == ["model.engine", "engine.json"]
 
 
+@pytest.mark.parametrize("unknown", [None, -1])
+def test_sizes_without_a_name(unknown: int | None, tmp_path: Path) -> None:
+    """Written as nothing or as -1."""
+    _rtx()
+    nodes = [helper.make_node("Relu", ["x"], ["y"], "relu")]
+    source = _save(tmp_path / "m.onnx", nodes, {}, [unknown, 3, unknown], None)
+    with pytest.raises(UsageError, match=r"input 'x' has dynamic axes \?x3x\? .* give --opt-shapes x:1x3x1 with your"):
+        _build(source, tmp_path / "out")
+    with pytest.raises(UsageError, match=r"input 'x' is \?x3x\? \(\?: dynamic\), which 1x4x8 does not fit"):
+        _build(source, tmp_path / "out", opt_shapes="x:1x4x8")
+    built = _build(source, tmp_path / "out", opt_shapes="x:1x3x8", max_shapes="4x3x9")
+    assert built.facts["profiles"] == [{"x": {"min": [1, 3, 8], "opt": [1, 3, 8], "max": [4, 3, 9]}}]
+    bindings = json.loads(built.files[-1].read_text())["bindings"]
+    assert [one["shape"] for one in bindings] == [[-1, 3, -1]] * 2
+
+
+def test_an_input_without_a_rank_is_refused(tmp_path: Path) -> None:
+    _rtx()
+    source = _save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"], "relu")], {}, None, None)
+    with pytest.raises(InputError, match="input 'x' is declared without its number of axes, which TensorRT has to"):
+        _build(source, tmp_path / "out", opt_shapes="x:1x3x8")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_sizes_that_are_an_input_take_values(tmp_path: Path) -> None:
     _rtx()
     graph = helper.make_graph(
@@ -356,6 +381,33 @@ def test_what_tensorrt_rtx_has_no_use_for_is_refused(tmp_path: Path) -> None:
         _build(source, tmp_path / "out", compute_capability="sm90")
     with pytest.raises(InputError, match=r"cannot build it for sm75: .*FP32 .* not supported"):
         _build(source, tmp_path / "out", compute_capability="sm75")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--precision", "fp12"), "precision=fp12: TensorRT networks are cast to fp32, fp16, bf16"),
+        (("--timing-cache", "c"), "timing-cache: TensorRT-RTX .* does not have it: it times nothing while it builds"),
+        (("--version-compatible", "--hardware-compatible"), "version-compatible: TensorRT-RTX .* does not have it"),
+        (("--option", "trust-engin=1"), "has no option 'trust-engin': did you mean 'trust-engine'"),
+    ],
+)
+def test_an_export_refuses_settings_before_any_work(words: Any, said: str, tmp_path: Path, run_cli: Any) -> None:
+    """The network is not even looked for."""
+    _rtx()
+    more = ("--target-params", "0.5x", "--no-measure", "--backend", "tensorrt", "--option", "runtime=tensorrt-rtx")
+    result = run_cli("export", tmp_path / "none.onnx", "-o", tmp_path / "out", *more, *words)
+    assert result.code == 2
+    assert re.search(said, result.err), result.err
+
+
+def test_an_export_for_what_is_not_here_ends_before_any_work(
+    tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TensorRTBackend, "available", lambda self: Availability(False, reason="it is not installed"))
+    words = ("--target-params", "0.5x", "--no-measure", "--backend", "tensorrt")
+    result = run_cli("export", tmp_path / "none.onnx", "-o", tmp_path / "out", *words)
+    assert (result.code, "--backend tensorrt cannot be used here: it is not installed" in result.err) == (2, True)
 
 
 def test_messages_lose_source_files_and_repetition() -> None:

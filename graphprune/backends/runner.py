@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from graphprune.backends.onnxruntime import OrtSession, open_session
@@ -30,11 +30,11 @@ class OrtRunner:
     """Runs an ``onnx_ir`` model on ONNX Runtime's CPU provider with its graph as it is.
 
     The last model's session is kept, so that running it again costs nothing more. External data stay in their file:
-    the runtime maps them.
+    the runtime maps them. ``optimize`` is for many runs of one model: the runtime fuses nodes and packs weights.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
-        self._threads = threads
+    def __init__(self, threads: int | None = None, *, optimize: bool = False) -> None:
+        self._how: dict[str, Any] = {"threads": threads, "optimize": optimize, "prepack": optimize}
         self._last: tuple[ref[ir.Model], OrtSession] | None = None
 
     def __call__(
@@ -62,7 +62,7 @@ class OrtRunner:
         if handed:
             return self._hand_over(model, handed)
         message = ir.serde.serialize_model(model).SerializeToString()
-        return open_session(message, threads=self._threads, data_folder=next(iter(folders), None))
+        return open_session(message, data_folder=next(iter(folders), None), **self._how)
 
     def _hand_over(self, model: ir.Model, handed: Sequence[tuple[ir.Value, ir.TensorProtocol]]) -> OrtSession:
         """Give the runtime a message without the large tensors, and their arrays to use where they are."""
@@ -81,7 +81,7 @@ class OrtRunner:
                 file.truncate(max(tensor.nbytes for _, tensor in handed))
             with _as_references(handed):
                 message = ir.serde.serialize_model(model).SerializeToString()
-            return open_session(message, threads=self._threads, data_folder=Path(folder), initializers=arrays)
+            return open_session(message, data_folder=Path(folder), initializers=arrays, **self._how)
 
     def _through_file(self, model: ir.Model) -> OrtSession:
         from graphprune.ir.store import write_onnx
@@ -92,7 +92,7 @@ class OrtRunner:
                 write_onnx(model, path, external=True)
             except OSError as error:
                 raise InputError(f"no room to run a model of this size: {error}") from error
-            return open_session(path, threads=self._threads)  # mapped files outlive their names
+            return open_session(path, **self._how)  # mapped files outlive their names
 
 
 def _to_hand_over(model: ir.Model) -> list[tuple[ir.Value, ir.TensorProtocol]]:

@@ -28,6 +28,7 @@ from graphprune.ir.store import external_locations, write_onnx
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
 
 __all__ = ["TensorRTBackend", "check_engine"]
 
@@ -71,6 +72,7 @@ class TensorRTBackend:
         runtime.check(asked)
         output_folder(folder)
         prepared = prepare(model)
+        _check_ranks(prepared, str(model))
         narrowing = None if asked.precision == "fp32" else narrow(prepared, asked.precision, asked.keep_fp32)
         with tempfile.TemporaryDirectory(prefix=".tensorrt-", dir=folder) as scratch:
             file = write_onnx(prepared, Path(scratch) / "prepared.onnx")[-1]
@@ -139,9 +141,10 @@ class TensorRTBackend:
             return _deserialise(runtime, self.build(path, Path(folder), options).files[0])
 
     def fingerprint(self, options: BackendOptions) -> dict[str, Any]:
-        """See :meth:`graphprune.backends.base.Backend.fingerprint`."""
+        """See :meth:`graphprune.backends.base.Backend.fingerprint`. Settings that cannot be met here are refused."""
         asked = _asked(options)
         runtime = _choose(asked)
+        runtime.check(asked)
         devices = cuda_devices().names
         return {
             "backend": self.name,
@@ -178,6 +181,16 @@ def _settings(options: TensorRTOptions) -> dict[str, str]:
     return {name: value for name, value in options.settings() if name not in ("timing-cache", "trust-engine")}
 
 
+def _check_ranks(model: ir.Model, label: str) -> None:
+    """TensorRT's parser takes an input of unknown rank for one of -1 axes, and then complains of the node behind it."""
+    for value in model.graph.inputs:
+        if value.shape is None:
+            raise InputError(
+                f"{label}: input {value.name!r} is declared without its number of axes, which TensorRT has to know; "
+                "write a shape for it into the file (its sizes may stay unknown)."
+            )
+
+
 def check_engine(path: Path, options: TensorRTOptions) -> None:
     """Refuses an engine file that may not be loaded, before a byte of it reaches TensorRT.
 
@@ -187,7 +200,7 @@ def check_engine(path: Path, options: TensorRTOptions) -> None:
     if not options.trust_engine:
         raise UsageError(
             f"{path}: to load an engine is to run code that is in it. If you built it or trust who did, say so with "
-            "trust-engine=true (--trust-engine)."
+            "trust-engine=true (--option trust-engine=true)."
         )
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")

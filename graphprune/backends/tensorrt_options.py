@@ -138,7 +138,7 @@ class TensorRTOptions:
                 want not in (-1, have) for want, have in zip(declared, shape, strict=True)
             ):
                 raise UsageError(
-                    f"{label}: input {name!r} is {_dims(declared)} (-1: dynamic), which {_dims(shape)} does not fit."
+                    f"{label}: input {name!r} is {_dims(declared)} (?: dynamic), which {_dims(shape)} does not fit."
                 )
         for lower, upper in ((least, best), (best, most)):
             if any(low > high for low, high in zip(lower, upper, strict=True)):
@@ -176,7 +176,7 @@ class Profile:
 
 
 def _dims(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes)) or "scalar"
+    return "x".join("?" if size < 0 else str(size) for size in sizes) or "scalar"
 
 
 def _shapes(name: str, text: str) -> Shapes:

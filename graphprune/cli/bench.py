@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -17,7 +18,15 @@ from graphprune.cli.options import (
     threads_option,
     warm_up_ms_option,
 )
-from graphprune.cli.runtimes import affinity_option, backend_option, device_option, runtimes, setting_option
+from graphprune.cli.runtimes import (
+    affinity_option,
+    backend_option,
+    device_option,
+    runtimes,
+    setting_option,
+    tensorrt_options,
+    tensorrt_settings,
+)
 from graphprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
 @backend_option()
 @device_option()
 @setting_option()
+@tensorrt_options()
 @threads_option()
 @affinity_option()
 @duration_option("3s")
@@ -62,6 +72,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     models: tuple[Path, ...],
     input_shapes: dict[str | None, tuple[int, ...]],
     batch: int | None,
@@ -78,14 +89,22 @@ def command(
     csv_file: Path | None,
     seed: int,
     json_output: bool,
+    **tensorrt: Any,
 ) -> None:
     """Measure MODEL, or several models in turn, in fresh processes; ratios are to the first."""
     from graphprune.latency.measure import MeasureOptions, measure_in_turn
+    from graphprune.options import untimed
     from graphprune.pipeline import load
     from graphprune.report.bench import Bench, write_csv
     from graphprune.report.tables import bench_report, console
 
+    setting += tensorrt_settings(tensorrt, backend)
     chosen = runtimes(backend, device, setting, threads=threads, affinity=affinity)
+    for name in chosen:  # before the others are measured for nothing
+        if why := untimed(name):
+            raise UsageError(f"nothing can be timed on {name} here: {why}")
+    if csv_file is not None and not os.access(csv_file.parent, os.W_OK):
+        raise UsageError(f"--csv: '{csv_file.parent}' is no folder that can be written")
     program = load(models[0], input_shapes=input_shapes, seed=seed).program
     feeds = program.examples if batch is None else _batched(program, models[0], batch)
     by_count = iterations is not None and ctx.get_parameter_source("duration") is ParameterSource.DEFAULT

@@ -77,7 +77,8 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
 )  # fmt: skip
 @click.option(
     "--latency-table", type=click.Path(path_type=Path), metavar="FILE",
-    help="Step curves from `graphprune profile`, instead of this machine's own.",
+    help="Step curves from `graphprune profile`, instead of this machine's own; with --no-measure the target is met by "
+    "what they predict.",
 )  # fmt: skip
 @click.option(
     "--profile-seconds", type=click.FloatRange(min=1.0), default=240.0, show_default=True, metavar="S",

@@ -18,7 +18,8 @@ from graphprune.cli.options import duration_option, json_option, threads_option
 )  # fmt: skip
 @click.option(
     "--max-latency", metavar="LIMIT",
-    help="Most time allowed: 0.65x of the original's, or +5% over the ratio in the manifest. Not measured without it.",
+    help="Most time allowed: 0.65x of what the original takes beside it, or +5% over the ratio to the original in the "
+    "manifest. Not measured without it.",
 )  # fmt: skip
 @duration_option()
 @threads_option()
@@ -34,7 +35,7 @@ def command(
     """Check the artefact beside MANIFEST (manifest.json of an export): its files, its proof, its time.
 
     Hashes of original, artefact and plan come first, then the masked equivalence, then the time against the original,
-    all with the export's own options.
+    all with the export's own options; the limit is on the figure that its --statistic named.
 
     Exit codes: 0 all holds; 2 usage or unreadable input; 3 the whole interval of the measured ratio lies above the
     limit; 4 a file is another one, or the artefact is not its masked original; 5 the interval holds the limit, so this

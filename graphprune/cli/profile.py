@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,7 +18,15 @@ from graphprune.cli.options import (
     seed_option,
     threads_option,
 )
-from graphprune.cli.runtimes import affinity_option, backend_option, device_option, runtimes, setting_option
+from graphprune.cli.runtimes import (
+    affinity_option,
+    backend_option,
+    device_option,
+    runtimes,
+    setting_option,
+    tensorrt_options,
+    tensorrt_settings,
+)
 
 
 @click.command("profile")
@@ -33,6 +42,7 @@ from graphprune.cli.runtimes import affinity_option, backend_option, device_opti
 @backend_option()
 @device_option()
 @setting_option()
+@tensorrt_options()
 @threads_option()
 @affinity_option()
 @duration_option("4min")
@@ -53,6 +63,7 @@ def command(
     duration: float,
     seed: int,
     json_output: bool,
+    **tensorrt: Any,
 ) -> None:
     """Measure how long MODEL's layers take at many widths on this device, and write the table.
 
@@ -62,11 +73,12 @@ def command(
     from graphprune.errors import UsageError
     from graphprune.latency.profile import ProfileOptions
     from graphprune.latency.table import read_table, write_table
-    from graphprune.latency_target import profile_table
+    from graphprune.latency_model import profile_table
     from graphprune.pipeline import load
     from graphprune.report.latency import profile_report
     from graphprune.report.tables import console
 
+    setting += tensorrt_settings(tensorrt, backend)
     chosen = runtimes(backend, device, setting, threads=threads, affinity=affinity)
     if len(chosen) > 1:
         raise UsageError(f"a table is of one backend, not of {' and '.join(chosen)}; make one for each")

@@ -56,23 +56,27 @@ def setting_option() -> _Decorator[Any]:
     )  # fmt: skip
 
 
-# Options that are settings of the TensorRT backend under the names that trtexec's users know: flag, metavar, help.
+# Options that are settings of the TensorRT backend under the names that trtexec's users know: flag, metavar (none where
+# it takes no value), help.
 _TENSORRT = (
     ("--min-shapes", "NAME:SHAPE", "TensorRT: least sizes of inputs with dynamic axes, x:1x3x224x224,y:1x16."),
     ("--opt-shapes", "NAME:SHAPE", "TensorRT: the sizes that the engine is tuned for."),
     ("--max-shapes", "NAME:SHAPE", "TensorRT: largest sizes."),
     ("--precision", "NAME", "TensorRT: fp32 (default), fp16 or bf16, to which the graph is cast."),
     ("--compute-capability", "LIST", "TensorRT-RTX: an engine for each of sm86,sm89,sm120; needs no GPU here."),
-    ("--timing-cache", "FILE", "TensorRT: timings to read and keep."),
+    ("--timing-cache", "FILE", "TensorRT: timings to read and keep (TensorRT-RTX times nothing while it builds)."),
+    ("--version-compatible", None, "TensorRT: an engine for later versions as well (not TensorRT-RTX)."),
+    ("--hardware-compatible", None, "TensorRT: an engine for every GPU from Ampere on (TensorRT-RTX's are that)."),
 )
 
 
 def tensorrt_options() -> _Decorator[Any]:
-    """The flags of the TensorRT backend; the verb gets each as a text or None, for :func:`tensorrt_settings`."""
+    """The flags of the TensorRT backend; the verb gets each as a text, True or None, for :func:`tensorrt_settings`."""
 
     def add(command: _F) -> _F:
         for flag, metavar, text in reversed(_TENSORRT):
-            command = click.option(flag, metavar=metavar, help=text)(command)
+            kind: dict[str, Any] = {"is_flag": True, "default": None} if metavar is None else {"metavar": metavar}
+            command = click.option(flag, help=text, **kind)(command)
         return command
 
     return add
@@ -90,7 +94,9 @@ def tensorrt_settings(options: dict[str, Any], backends: Sequence[str]) -> tuple
         if value is not None:
             if "tensorrt" not in backends:
                 raise UsageError(f"{flag} is an option of TensorRT; add --backend tensorrt, or leave it out.")
-            words.append(f"{'tensorrt:' if len(backends) > 1 else ''}{flag.strip('-')}={value}")
+            words.append(
+                f"{'tensorrt:' if len(backends) > 1 else ''}{flag.strip('-')}={'true' if value is True else value}"
+            )
     return tuple(words)
 
 

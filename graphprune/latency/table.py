@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,16 @@ from graphprune.latency.curves import Points
 from graphprune.latency.layers import Layer
 
 if TYPE_CHECKING:
+    from graphprune.backends.base import BackendOptions
     from graphprune.latency.profile import ProfileOptions
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["LatencyTable", "cache_file", "read_cached", "read_table", "write_cached", "write_table"]
+__all__ = ["LatencyTable", "cache_file", "elsewhere", "read_cached", "read_table", "write_cached", "write_table"]
 
 FORMAT = "graphprune latency table 1"
+_DEVICE = ("device", "architecture", "isa", "os")  # keys of a fingerprint that say which machine it is of
+_NEEDED = ("backend", "version", "device", "threads")
 _FEWEST = 12  # points below which a layer counts as not known: as many as grains and coefficients need
 _MOST = 512  # points kept per signature, the newest
 
@@ -116,7 +119,10 @@ def read_table(path: Path) -> LatencyTable:
                     "widths"
                 )
             points[str(key)], words[str(key)] = Points(widths, ns), str(row["operators"])
-        return LatencyTable(dict(document["fingerprint"]), points, words)
+        fingerprint = dict(document["fingerprint"])
+        if missing := [key for key in _NEEDED if key not in fingerprint]:
+            raise InputError(f"'{path}': the fingerprint of the latency table does not say its {', '.join(missing)}")
+        return LatencyTable(fingerprint, points, words)
     except OSError as error:
         raise InputError(f"cannot read the latency table '{path}': {error.strerror or error}") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -129,6 +135,13 @@ def write_table(table: LatencyTable, path: Path) -> None:
         file.write((json.dumps(table.to_json()) + "\n").encode())
 
 
+def elsewhere(table: LatencyTable, backend: str, options: BackendOptions) -> str:
+    """The device that a table was made on, where that is not the one that ``backend`` has here; else empty."""
+    here = get_backend(backend).fingerprint(replace(options, spinning=False))
+    there = table.fingerprint
+    return str(there["device"]) if any(key in there and there[key] != here.get(key) for key in _DEVICE) else ""
+
+
 def cache_file(fingerprint: Mapping[str, Any]) -> Path:
     """Where the table of a device is kept: ``$GRAPHPRUNE_CACHE`` or ``~/.cache/graphprune``, by its fingerprint."""
     key = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
@@ -137,8 +150,6 @@ def cache_file(fingerprint: Mapping[str, Any]) -> Path:
 
 def read_cached(options: ProfileOptions) -> LatencyTable | None:
     """The table of this device and these options, or None; what cannot be read is measured anew."""
-    from dataclasses import replace
-
     quiet = replace(options.backend_options, spinning=False)
     path = cache_file(get_backend(options.backend).fingerprint(quiet))
     try:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from graphprune.latency.figures import WORDS
 from graphprune.report.tables import count, text_of
 
 __all__ = [
@@ -21,9 +22,11 @@ __all__ = [
     "headline",
     "made",
     "model_card",
+    "ratio_sentence",
     "reached_rows",
     "repair_sentence",
     "target_rows",
+    "timed_figure",
     "verification_sentence",
 ]
 
@@ -32,7 +35,17 @@ MARK = "<!-- written by graphprune export -->"  # tells a card that may be repla
 
 # Options that are text or numbers, in the order of the command.
 _VALUES = (
-    *("target_latency", "target_params", "target_macs", "plan", "calib", "calib_samples", "criterion", "allocation"),
+    *(
+        "target_latency",
+        "statistic",
+        "target_params",
+        "target_macs",
+        "plan",
+        "calib",
+        "calib_samples",
+        "criterion",
+        "allocation",
+    ),
     *("max_drop", "search_budget", "quantize", "latency_table", "profile_seconds", "floor", "repair", "metric"),
     *("align", "verify_dtype", "samples", "atol", "rtol", "max_shard_size", "seed"),
 )
@@ -92,6 +105,8 @@ def check_command(manifest: Mapping[str, Any]) -> str:
     words = ["graphprune", "gate", "manifest.json", "--source", text_of(str(manifest["source"]["name"]))]
     if manifest["latency"] is not None:
         words += ["--max-latency", "+5%"]
+    elif manifest["latency_target"] is not None:  # predicted for a device that was not there
+        words += ["--max-latency", f"{manifest['latency_target']['share']:.3f}x"]
     return shlex.join(words)
 
 
@@ -99,17 +114,32 @@ def _flag(name: str) -> str:
     return "--eval" if name == "metric" else "--" + name.replace("_", "-")
 
 
-def target_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """What was asked for: quantity, target as it was written, and whether it is reached."""
-    rows = []
+def timed_figure(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The measured figure that counts (see :class:`graphprune.latency.figures.Figure`): the one that a latency target
+    was on, else the median; None where nothing was measured.
+    """
+    found = manifest["latency"]
+    if found is None:
+        return None
+    figure = (manifest["latency_target"] or {}).get("figure")
+    if figure is not None:
+        return dict(figure)
+    ms = {f"{key}_ms": found[key]["median_ms"] for key in ("a", "b")}
+    return {"statistic": "median", **ms, **{key: found[key] for key in ("ratio", "ratio_low", "ratio_high")}}
+
+
+def target_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, bool | None]]:
+    """What was asked for: quantity, target as it was written, and whether it is reached; None: predicted only."""
+    rows: list[tuple[str, str, bool | None]] = []
     for key, words in (("params", "parameters"), ("macs", "MACs")):
         if key in manifest["asked"]:
             rows.append(
                 (words, str(manifest["options"][f"target_{key}"]), manifest["reached"][key] <= manifest["asked"][key])
             )
     if manifest["latency_target"] is not None:
-        target = manifest["latency_target"]
-        rows.append(("latency", str(target["asked"]), manifest["latency"]["ratio_high"] <= target["share"]))
+        target, figure = manifest["latency_target"], timed_figure(manifest)
+        met = None if figure is None else figure["ratio_high"] <= target["share"]
+        rows.append(("latency", str(target["asked"]), met))
     return rows
 
 
@@ -123,14 +153,26 @@ def reached_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str, 
         if wanted and not wanted.endswith("x") and was:  # an absolute number: say what share it is
             wanted += f" ({manifest['asked'][key] / was:.3f}x)"
         rows.append((words, count(was), count(now), f"{now / was if was else 1.0:.3f}x", wanted))
-    found = manifest["latency"]
-    if found is not None:
-        wanted = asked.get("latency", "")
-        if wanted and not wanted.endswith("x"):
-            wanted += f" ({manifest['latency_target']['share']:.3f}x)"
-        was_ms, now_ms = (f"{found[key]['median_ms']:.3f} ms" for key in ("a", "b"))
-        rows.append(("median latency", was_ms, now_ms, f"{found['ratio']:.3f}x", wanted))
+    wanted = asked.get("latency", "")
+    if wanted and not wanted.endswith("x"):
+        wanted += f" ({manifest['latency_target']['share']:.3f}x)"
+    figure = timed_figure(manifest)
+    if figure is not None:
+        was_ms, now_ms = (f"{figure[key]:.3f} ms" for key in ("a_ms", "b_ms"))
+        rows.append((f"{figure['statistic']} latency", was_ms, now_ms, f"{figure['ratio']:.3f}x", wanted))
+    elif manifest["latency_target"] is not None:
+        predicted = manifest["latency_target"]["predicted"]
+        was_ms, now_ms = (f"{predicted['original_ms'] * share:.3f} ms" for share in (1.0, predicted["ratio"]))
+        rows.append(("latency, predicted", was_ms, now_ms, f"{predicted['ratio']:.3f}x", wanted))
     return rows
+
+
+def ratio_sentence(manifest: Mapping[str, Any]) -> str:
+    """What the measured ratio is of."""
+    figure = timed_figure(manifest)
+    if figure is None or figure["statistic"] == "median":
+        return "the ratio is the median over these blocks"
+    return f"the ratio is that of the {WORDS[figure['statistic']]}s of both networks' times"
 
 
 def headline(manifest: Mapping[str, Any]) -> list[str]:
@@ -140,23 +182,32 @@ def headline(manifest: Mapping[str, Any]) -> list[str]:
         f"{now / was:.1%} of the {words}" for (now, was), words in ((params, "parameters"), (macs, "MACs")) if was
     ]
     said = [f"The artefact has {' and '.join(shares)} of the original."] if shares else []
-    found = manifest["latency"]
-    if found is not None:
-        low, high = found["ratio_low"], found["ratio_high"]
+    figure = timed_figure(manifest)
+    if figure is not None:
+        low, high = figure["ratio_low"], figure["ratio_high"]
         timed = "in turn with it on the machine below"
+        of = "" if figure["statistic"] == "median" else f" ({WORDS[figure['statistic']]})"
         if low <= 1.0 <= high:
             said.append(
-                f"Measured {timed} its time is {found['ratio']:.3f}x the original's, and the interval from {low:.3f}x "
-                f"to {high:.3f}x holds 1: whether it is faster cannot be told from this measurement."
+                f"Measured {timed} its time{of} is {figure['ratio']:.3f}x the original's, and the interval from "
+                f"{low:.3f}x to {high:.3f}x holds 1: whether it is faster cannot be told from this measurement."
             )
         else:
             said.append(
-                f"Measured {timed} an inference takes {found['ratio']:.3f}x the original's time "
-                f"({found['confidence']:.0%} interval {low:.3f}x to {high:.3f}x)"
+                f"Measured {timed} an inference takes {figure['ratio']:.3f}x the original's time{of} "
+                f"({manifest['latency']['confidence']:.0%} interval {low:.3f}x to {high:.3f}x)"
                 + (": it is slower." if low > 1.0 else ".")
             )
     for words, text, met in target_rows(manifest):
-        said.append(f"The target of {text} for {words} is {'met' if met else 'missed'}.")
+        if met is None:
+            target = manifest["latency_target"]
+            device = target["fingerprint"]["device"]
+            said.append(
+                f"The target of {text} for {words} was not measured: {target['predicted']['ratio']:.3f}x of the "
+                f"original's time is what the latency table of {device} predicts."
+            )
+        else:
+            said.append(f"The target of {text} for {words} is {'met' if met else 'missed'}.")
     return said
 
 
@@ -253,8 +304,8 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         of = found["fingerprint"]
         lines += [
             f"Times are those of {_plain(of['backend'])} {_plain(of['version'])} on {_plain(of['device'])}, "
-            f"{of['threads']} thread(s), input shapes as below; the ratio is the median over {found['blocks']} blocks "
-            "in which both ran in turn. Other devices, versions and thread counts give other times.",
+            f"{of['threads']} thread(s), input shapes as below; both ran in turn in {found['blocks']} blocks, and "
+            f"{ratio_sentence(manifest)}. Other devices, versions and thread counts give other times.",
             "",
         ]
     lines += ["## Use", "", "Inputs and outputs have the names and types of the original:", ""]

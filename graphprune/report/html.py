@@ -16,9 +16,11 @@ from graphprune.report.card import (
     corner_rows,
     headline,
     made,
+    ratio_sentence,
     reached_rows,
     repair_sentence,
     target_rows,
+    timed_figure,
     verification_sentence,
 )
 from graphprune.report.charts import Chart
@@ -40,10 +42,10 @@ def report_html(manifest: Mapping[str, Any]) -> str:
     if manifest["latency"] is not None:
         parts.append(_latency(manifest["latency"], drawn["latency"]))
     if target is not None:
-        parts.append(_candidates(target, drawn["candidates"]))
+        parts.append(_candidates(target, drawn.get("candidates")))
     parts.append(_widths(manifest, drawn.get("widths")))
     if "layers" in drawn:
-        parts.append(_layers(drawn["layers"]))
+        parts.append(_layers(drawn["layers"], measured=manifest["latency"] is not None))
     if target is not None:
         parts.append(_curves(target, drawn.get("curves")))
     parts += [
@@ -69,7 +71,7 @@ def _charts(manifest: Mapping[str, Any]) -> list[Chart]:
     target = manifest["latency_target"]
     if manifest["latency"] is not None:
         found.append(charts.times(manifest["latency"]))
-    if target is not None:
+    if target is not None and target["rounds"]:
         found.append(charts.candidates(target))
     if manifest["groups_cut"]:
         found.append(charts.widths(manifest["groups_cut"]))
@@ -88,18 +90,25 @@ def _figure(chart: Chart) -> str:
 def _summary(manifest: Mapping[str, Any]) -> str:
     goals = {}
     for words, text, met in target_rows(manifest):
-        goals[words] = (f"target {text}: {'met' if met else 'missed'}", "good" if met else "bad")
+        goals[words] = (
+            (f"target {text}: not measured", "bad")
+            if met is None
+            else (f"target {text}: {'met' if met else 'missed'}", "good" if met else "bad")
+        )
     tiles = []
-    found, target, checked = manifest["latency"], manifest["latency_target"], manifest["verification"]
-    if found is not None:
-        interval = f"{found['ratio_low']:.3f} to {found['ratio_high']:.3f}"
-        tiles.append(tile("Latency", f"{found['ratio']:.3f}x", interval, *goals.get("latency", ())))
+    figure, target, checked = timed_figure(manifest), manifest["latency_target"], manifest["verification"]
+    if figure is not None:
+        interval = f"{figure['ratio_low']:.3f} to {figure['ratio_high']:.3f}"
+        title = "Latency" if figure["statistic"] == "median" else f"Latency, {figure['statistic']}"
+        tiles.append(tile(title, f"{figure['ratio']:.3f}x", interval, *goals.get("latency", ())))
+    elif target is not None:
+        tiles.append(tile("Latency", f"{target['predicted']['ratio']:.3f}x", "predicted", *goals["latency"]))
     for key, title, words in (("params", "Parameters", "parameters"), ("macs", "MACs", "MACs")):
         was, now = manifest["original"][key], manifest["reached"][key]
         share = f"{now / was if was else 1.0:.3f}x"
         tiles.append(tile(title, share, f"{count(now)} of {count(was)}", *goals.get(words, ())))
     if target is not None:
-        kept = target["rounds"][target["chosen"]]["kept"]
+        kept = target["kept"]
         tiles.append(tile("Importance kept", f"{kept:.1%}", f"by {manifest['options']['criterion']}"))
     if checked is None:
         tiles.append(tile("Cut", "not verified", "--no-verify"))
@@ -118,11 +127,10 @@ def _reached(manifest: Mapping[str, Any]) -> str:
     if manifest["options"]["plan"]:
         said += say(f"The plan {manifest['options']['plan']} was replayed; no target was asked for.", "small")
     if manifest["latency"] is not None:
-        said += say(
-            "The latency ratio is the median over blocks in which both networks ran in turn; the quotient of the two "
-            "medians may differ from it a little.",
-            "small",
-        )
+        how = ratio_sentence(manifest)
+        if "median" in how:
+            how += "; the quotient of the two medians may differ from it a little"
+        said += say(f"Both networks ran in turn, in blocks; {how}.", "small")
     return section("Asked and reached", table(heads, rows, (1, 2, 3, 4)), said)
 
 
@@ -175,7 +183,13 @@ def _doubts(found: Mapping[str, Any]) -> list[str]:
     return [*said, *made(Noise, found["noise"]).warnings()]
 
 
-def _candidates(target: Mapping[str, Any], chart: Chart) -> str:
+def _candidates(target: Mapping[str, Any], chart: Chart | None) -> str:
+    if chart is None:
+        how = (
+            f"The target was {target['asked']}. Widths were solved on the step curves of a latency table "
+            f"({target['method']}); nothing was measured. Importance is the share of the scores that stays."
+        )
+        return section("Candidates", say(how))
     how = (
         f"The target was {target['asked']}. Widths were solved on measured step curves ({target['method']}); each "
         "candidate was then built and measured against the original, and the next one corrected by what was found. A "
@@ -210,11 +224,12 @@ def _widths(manifest: Mapping[str, Any], chart: Chart | None) -> str:
     return section("Widths before and after", say(said), _figure(chart))
 
 
-def _layers(chart: Chart) -> str:
+def _layers(chart: Chart, *, measured: bool) -> str:
     how = (
         "The time of each layer with what the runtime fuses into it, in the network's order, as the step curves "
-        "explain it: grey before, coloured after. Their sum is a prediction; what counts is the measurement above."
+        "explain it: grey before, coloured after. Their sum is a prediction"
     )
+    how += "; what counts is the measurement above." if measured else "."
     return section("Time by layer", say(how), _figure(chart))
 
 

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from graphprune.export import ExportResult
     from graphprune.gate import GateResult
     from graphprune.latency.curves import Grain
-    from graphprune.latency_target import LatencyModel, Met
+    from graphprune.latency_model import LatencyModel
+    from graphprune.latency_target import Met
 
 __all__ = ["family_report", "gate_report", "met_report", "profile_report"]
 
 
 def met_report(met: Met, out: Console) -> None:
-    """The candidates of a latency target, the chosen one marked."""
+    """The candidates of a latency target, the chosen one marked; nothing where none was measured."""
+    if not met.rounds:
+        return
     rows = table_of(("round", True), ("asked of the curves", True), ("predicted", True), ("measured", True),
                  ("interval", True), ("importance kept", True), ("", False))  # fmt: skip
     for index, one in enumerate(met.rounds):
@@ -39,19 +42,24 @@ def met_report(met: Met, out: Console) -> None:
 
 def family_report(results: Sequence[ExportResult], out: Console) -> None:
     """The Pareto table of several latency targets."""
-    rows = table_of(("target", False), ("measured", True), ("interval", True), ("median ms", True),
+    from graphprune.report.card import reached_rows, timed_figure
+
+    figure = timed_figure(results[0].manifest)
+    heads = ("predicted", "predicted ms") if figure is None else ("measured", f"{figure['statistic']} ms")
+    rows = table_of(("target", False), (heads[0], True), ("interval", True), (heads[1], True),
                  ("importance kept", True), ("params", True), ("MACs", True), ("verified", True),
                  ("folder", False))  # fmt: skip
     for result in results:
-        met, found = result.met, result.comparison
-        assert met is not None and found is not None
+        met, found = result.met, timed_figure(result.manifest)
+        assert met is not None
+        timed = reached_rows(result.manifest)[-1]
         add_row(
             rows,
             str(met.target),
-            f"{found.ratio:.3f}x",
-            f"[{found.ratio_low:.3f}, {found.ratio_high:.3f}]",
-            f"{found.b.median_ms:.3f}",
-            f"{met.rounds[met.chosen].kept:.1%}",
+            timed[3],
+            "" if found is None else f"[{found['ratio_low']:.3f}, {found['ratio_high']:.3f}]",
+            timed[2].removesuffix(" ms"),
+            f"{met.kept:.1%}",
             f"{result.reached['params'] / result.original['params']:.3f}x",
             f"{result.reached['macs'] / result.original['macs']:.3f}x",
             "not asked for" if result.verdict is None else f"{result.verdict.max_rel:.1e}",
@@ -82,11 +90,12 @@ def gate_report(result: GateResult, out: Console) -> None:
     say(out, f"{result.artefact}: the files are those that the manifest was written for")
     if result.verdict is not None:
         verdict_report(result.verdict, out)
-    if result.comparison is not None and result.limit is not None:
-        found = result.comparison
+    if result.figure is not None and result.limit is not None:
+        found, ratio = result.figure, result.figure.ratio
         recorded = "" if result.recorded is None else f"; recorded {result.recorded:.3f}x"
-        interval = f"[{found.ratio_low:.3f}, {found.ratio_high:.3f}]"
-        say(out, f"latency {found.ratio:.3f}x {interval} of the original's; allowed {result.limit:.3f}x{recorded}")
+        said = f"{found.words} latency {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}] of the original's"
+        ms = f"{found.a_ms:.3f} to {found.b_ms:.3f} ms"
+        say(out, f"{said}, measured beside it now ({ms}); allowed {result.limit:.3f}x{recorded}")
     for note in result.notes:
         say(out, f"note: {note}")
 

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune._version import __version__
+from graphprune.latency.figures import figure_of
 from graphprune.latency.measure import Comparison
 from graphprune.passes.verify import Verdict
 
 if TYPE_CHECKING:
     from graphprune.accuracy import Accuracy
     from graphprune.coupling.groups import Group
-    from graphprune.latency_target import LatencyModel, Met
+    from graphprune.latency_model import LatencyModel
+    from graphprune.latency_target import Met
     from graphprune.options import ExportOptions
     from graphprune.passes.repair import Repaired
     from graphprune.pipeline import Analysis, Network
@@ -107,6 +109,14 @@ def manifest_document(
                 "producers": [names.get(name, name) for name in tensors],
             }
         )
+    latency_target = None
+    if met is not None and model is not None:
+        other = comparison is not None and options.statistic != "median"  # the median's stands in ``latency``
+        latency_target = {
+            "statistic": options.statistic,
+            "figure": figure_of(comparison, options.statistic).to_json() if comparison is not None and other else None,
+            **_latency_target(met, model, network),
+        }
     return {
         "format": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -131,7 +141,7 @@ def manifest_document(
         **(found or {}),
         "build": None if build is None else dict(build),
         "latency": None if comparison is None else comparison.to_json(),
-        "latency_target": None if met is None or model is None else _latency_target(met, model, network),
+        "latency_target": latency_target,
         "parameter_names": dict(names),
         "notes": [*network.program.notes, *notes],
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
@@ -148,6 +158,9 @@ def _latency_target(met: Met, model: LatencyModel, network: Network) -> dict[str
         "share": met.share,
         "method": met.method,
         "chosen": met.chosen,
+        "kept": met.kept,
+        "predicted": {"ratio": met.predicted, "original_ms": model.original_ns / 1e6},
+        "fingerprint": dict(model.table.fingerprint),
         "rounds": [asdict(one) for one in met.rounds],
         "grains": [asdict(one) for one in curves.grains if one.block > 1 or one.alignment > 1],
         "prediction_errors": list(model.errors),

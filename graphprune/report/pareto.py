@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
+from graphprune.report.card import timed_figure
 from graphprune.report.charts import CHAR, WIDTH, Block, Chart, axis_ticks, label, number, scale
 from graphprune.report.page import listing, page, say, section
 from graphprune.report.tables import count, text_of
@@ -21,7 +22,7 @@ def pareto_document(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """
     rows = []
     for folder, manifest in members.items():
-        target, found = manifest["latency_target"], manifest["latency"]
+        target, found = manifest["latency_target"], _timed(manifest)
         rows.append(
             {
                 "folder": folder,
@@ -30,8 +31,8 @@ def pareto_document(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 "ratio": found["ratio"],
                 "ratio_low": found["ratio_low"],
                 "ratio_high": found["ratio_high"],
-                "median_ms": found["b"]["median_ms"],
-                "importance_kept": target["rounds"][target["chosen"]]["kept"],
+                "ms": found["b_ms"],
+                "importance_kept": target["kept"],
                 "quality": _quality(manifest, "artefact"),
                 "params": manifest["reached"]["params"],
                 "macs": manifest["reached"]["macs"],
@@ -48,6 +49,7 @@ def pareto_document(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         )
     rows.sort(key=lambda one: (-one["ratio"], one["folder"]))
     first = next(iter(members.values()))
+    latency = first["latency"]
     return {
         "format": 1,
         "created": max(str(manifest["created"]) for manifest in members.values()),
@@ -55,12 +57,28 @@ def pareto_document(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "source": dict(first["source"]),
         "original": {
             **first["original"],
-            "median_ms": first["latency"]["a"]["median_ms"],
+            "ms": _timed(first)["a_ms"],
             "quality": _quality(first, "original"),
         },
-        "confidence": first["latency"]["confidence"],
-        "fingerprint": dict(first["latency"]["fingerprint"]),
+        "statistic": _timed(first)["statistic"],
+        "confidence": None if latency is None else latency["confidence"],
+        "fingerprint": dict((first["latency_target"] if latency is None else latency)["fingerprint"]),
         "members": rows,
+    }
+
+
+def _timed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The measured figure, or what a latency table predicts, as ``statistic`` says; it has no interval then."""
+    figure = timed_figure(manifest)
+    if figure is not None:
+        return figure
+    found = manifest["latency_target"]["predicted"]
+    ratio, ms = found["ratio"], found["original_ms"]
+    return {
+        "statistic": "predicted",
+        "a_ms": ms,
+        "b_ms": ratio * ms,
+        **dict.fromkeys(("ratio", "ratio_low", "ratio_high"), ratio),
     }
 
 
@@ -99,21 +117,26 @@ def pareto_html(document: Mapping[str, Any]) -> str:
     of, rows, whole = document["fingerprint"], document["members"], document["original"]
     figure, _, _, figures = _figures(document)
     threads = f"{of['threads']} thread{'' if of['threads'] == 1 else 's'}"
-    how = (
-        f"{len(rows)} artefacts of one network, each cut to a share of its measured time and each measured in turn "
-        f"with the original on {of['backend']} {of['version']}, {of['device']}, {threads}. Further left is faster, "
-        f"further up is better ({figure}); lines are {document['confidence']:.0%} intervals. A point leads to the "
-        "report of its artefact."
-    )
+    where = f"{of['backend']} {of['version']}, {of['device']}, {threads}"
+    predicted = document["statistic"] == "predicted"
+    if predicted:
+        how = f"{len(rows)} artefacts of one network; times are those that a latency table of {where} predicts."
+    else:
+        how = (
+            f"{len(rows)} artefacts of one network, each cut to a share of its measured time ({document['statistic']}) "
+            f"and each measured in turn with the original on {where}; lines are {document['confidence']:.0%} intervals."
+        )
+    how += f" Further left is faster, further up is better ({figure}). A point leads to the report of its artefact."
     beaten = sum(one["dominated"] for one in rows)
     if beaten:
         how += f" Hollow points ({beaten}) are dominated: another artefact is as fast and keeps as much, or better."
-    heads = ("target", "measured", "interval", "median ms", figure, "parameters", "MACs", "verified")
+    timed = ("predicted", "", "ms") if predicted else ("measured", "interval", f"{document['statistic']} ms")
+    heads = ("target", *timed, figure, "parameters", "MACs", "verified")
     head = "".join(f'<th class="n">{text}</th>' if i else f"<th>{text}</th>" for i, text in enumerate(heads))
     lines = "".join(_row(one, whole, kept) for one, kept in zip(rows, figures, strict=True))
     table = f'<table class="small wide"><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>'
     said = say(
-        f"The original: {whole['median_ms']:.3f} ms, {count(whole['params'])} parameters, {count(whole['macs'])} MACs.",
+        f"The original: {whole['ms']:.3f} ms, {count(whole['params'])} parameters, {count(whole['macs'])} MACs.",
         "small",
     )
     data = '<p class="small">As data: <a href="pareto.json">pareto.json</a>.</p>'
@@ -133,8 +156,8 @@ def _row(one: Mapping[str, Any], whole: Mapping[str, Any], kept: tuple[float, fl
     verdict = one["verification"]
     cells = (
         f"{one['ratio']:.3f}x",
-        f"{one['ratio_low']:.3f} to {one['ratio_high']:.3f}",
-        f"{one['median_ms']:.3f}",
+        f"{one['ratio_low']:.3f} to {one['ratio_high']:.3f}" if one["ratio_low"] < one["ratio_high"] else "",
+        f"{one['ms']:.3f}",
         f"{kept[0]:.1%}" if kept[0] == one["importance_kept"] else f"{kept[0]:.4f}",
         *(f"{one[key] / whole[key] if whole[key] else 1.0:.3f}x" for key in ("params", "macs")),
         "not asked for" if verdict is None else f"{verdict['max_rel']:.1e}",
@@ -168,7 +191,8 @@ def pareto_chart(document: Mapping[str, Any]) -> Chart:
         parts.append(f'<text class="q m" x="{number(x_of(value))}" y="{number(base + 18)}">{value:g}x</text>')
     parts.append(f'<path class="al" d="M{number(left)} {number(base)}H{number(right)}"/>')
     parts.append(f'<text class="q" x="{number(left)}" y="10">{label(name, 40)}</text>')
-    parts.append(f'<text class="q e" x="{number(right)}" y="{number(base + 36)}">measured time / original</text>')
+    timed = "predicted" if document["statistic"] == "predicted" else "measured"
+    parts.append(f'<text class="q e" x="{number(right)}" y="{number(base + 36)}">{timed} time / original</text>')
     shown = list(zip(rows, figures, strict=True))
     front = [(1.0, best), *((one["ratio"], kept[0]) for one, kept in shown if not one["dominated"])]
     path = "L".join(f"{number(x_of(x))} {number(y_of(y))}" for x, y in front)

@@ -215,11 +215,13 @@ def export_report(result: ExportResult, out: Console) -> None:
         if asked and not asked.endswith("x"):  # an absolute number: say what share it is
             asked += f" ({result.asked[key] / was:.3f}x)"
         add_row(table, words, count(was), count(now), f"{now / was if was else 1.0:.3f}x", asked)
-    if result.comparison is not None:
-        c = result.comparison
-        ratio = f"{c.ratio:.3f}x [{c.ratio_low:.3f}, {c.ratio_high:.3f}]"
-        asked = "" if result.met is None else str(result.met.target)
-        add_row(table, "median latency", f"{c.a.median_ms:.3f} ms", f"{c.b.median_ms:.3f} ms", ratio, asked)
+    from graphprune.report.card import reached_rows, timed_figure
+
+    figure = timed_figure(result.manifest)
+    if figure is not None or result.met is not None:
+        words, was_ms, now_ms, ratio, asked = reached_rows(result.manifest)[-1]
+        interval = "" if figure is None else f" [{figure['ratio_low']:.3f}, {figure['ratio_high']:.3f}]"
+        add_row(table, words, was_ms, now_ms, ratio + interval, asked)
     out.print(table)
     if result.met is not None:
         from graphprune.report.latency import met_report
