@@ -1,7 +1,8 @@
-"""What the benchmarks share: the zoo's networks without training, the half-size export, processes, tables."""
+"""What the benchmarks share: the zoo's networks without training, the half-size export, processes, sweeps, tables."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import math
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +31,9 @@ __all__ = [
     "ROOT",
     "Ended",
     "Half",
+    "Row",
     "Sample",
+    "Sweep",
     "build",
     "export_half",
     "load_network",
@@ -38,12 +41,18 @@ __all__ = [
     "markdown_table",
     "memory_of",
     "peak_rss",
+    "plain",
+    "read_rows",
     "run_child",
+    "suites",
+    "write_rows",
     "write_tables",
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1 << 20
+_FOLDERS = re.compile(r"'/(?:[^'/]+/)+")
+Row = dict[str, Any]
 
 
 # --------------------------------------------------------------------------------------------------------- networks
@@ -239,6 +248,116 @@ def guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return work()
     except GraphpruneError as error:
         return {"error": f"{type(error).__name__}: {error}"}
+
+
+# ----------------------------------------------------------------------------------------------------------- sweeps
+
+
+def plain(reason: str) -> str:
+    """A reason in one line, files by their names alone."""
+    return _FOLDERS.sub("'", " ".join(reason.split()))[:600]
+
+
+def read_rows(file: Path) -> dict[str, Row]:
+    """The rows by network; of two with one name the later one."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return {row["network"]: row for row in map(json.loads, lines)}
+
+
+def write_rows(file: Path, rows: Iterable[Row], names: Iterable[str]) -> None:
+    """The rows of these networks in this order, in place of the file."""
+    order = {name: i for i, name in enumerate(names)}
+    known = sorted((row for row in rows if row["network"] in order), key=lambda row: order[row["network"]])
+    temporary = file.with_suffix(".part")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in known), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def suites(kind: str = "") -> dict[str, str]:
+    """The suite of every network of the zoo, or of those of one kind."""
+    from models_zoo import ZOO
+
+    return {name: recipe.suite for name, recipe in ZOO.items() if kind in ("", recipe.kind)}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One row per network, each made in a process of its own; lines of JSON, and a page of them all.
+
+    Rows are replaced when a network is run again: a sweep that was interrupted goes on where it stopped.
+
+    Attributes:
+        module: that is run in the processes, ``benchmarks.coverage``.
+        title: of its ``--help``.
+        suites: the suite of every network that may have a row, in the page's order.
+        examine: one network, in this process: its second argument is given more figures after every stage. Of these,
+            ``status`` is ``equal`` or what went wrong, and ``reason`` says more.
+        document: the page.
+        page: name of the page and of its rows in ``docs``, without their endings.
+        timeout, memory: seconds and bytes at which a process is ended.
+    """
+
+    module: str
+    title: str
+    suites: Mapping[str, str]
+    examine: Callable[[str, Callable[[Row], None]], None]
+    document: Callable[[Sequence[Row]], str]
+    page: str
+    timeout: float = 600.0
+    memory: int = 8_000_000_000
+
+    def row(self, name: str, timeout: float) -> Row:
+        """A network's row, whatever becomes of its process."""
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(prefix="graphprune-sweep-") as folder:
+            file = Path(folder) / "figures.json"
+            words = ["-m", self.module, "--one", name, "--into", str(file)]
+            ended = run_child(words, timeout=timeout, limit=self.memory)
+            figures = json.loads(file.read_text()) if file.is_file() else {}
+            if ended.code != 0:
+                why = ended.why or f"{figures.get('reason', '')}: {last_line(ended.err)}"
+                figures |= {"status": "failed", "reason": why}
+        figures["reason"] = plain(str(figures.get("reason", "")))
+        return {"network": name, "suite": self.suites[name], "machine": machine_line(), **figures}
+
+    def main(self, arguments: list[str] | None = None) -> int:
+        """The command; returns 0 if every network asked for is ``equal``, else 1."""
+        parser = argparse.ArgumentParser(description=self.title)
+        parser.add_argument("--networks", help="names with commas between them (default: those without a row)")
+        parser.add_argument("--suites", help="suites with commas between them: all of their networks")
+        parser.add_argument("--table", action="store_true", help="write the table from the rows that are there")
+        for option, ending, what in (("--results", "jsonl", "the rows"), ("--markdown", "md", "the table")):
+            file = ROOT / "docs" / f"{self.page}.{ending}"
+            parser.add_argument(option, type=Path, default=file, help=f"{what} (default: docs/{file.name})")
+        parser.add_argument(
+            "--timeout", type=float, default=self.timeout, help=f"seconds for one network (default: {self.timeout:g})"
+        )
+        parser.add_argument("--one", help=argparse.SUPPRESS)
+        parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+        given = parser.parse_args(arguments)
+        if given.one:
+            told: Row = {}
+
+            def tell(more: Row) -> None:
+                told.update(more)
+                given.into.write_text(json.dumps(told), encoding="utf-8")
+
+            self.examine(given.one, tell)
+            return 0
+        rows = read_rows(given.results)
+        if given.networks or given.suites:
+            suites = (given.suites or "").split(",")
+            names = (given.networks or "").split(",") if given.networks else []
+            names += [name for name, suite in self.suites.items() if suite in suites]
+        else:
+            names = [] if given.table else [name for name in self.suites if name not in rows]
+        if unknown := [name for name in names if name not in self.suites]:
+            parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(self.suites)}")
+        for name in names:
+            rows[name] = self.row(name, given.timeout)
+            write_rows(given.results, rows.values(), self.suites)
+        given.markdown.write_text(self.document(list(read_rows(given.results).values())), encoding="utf-8")
+        return int(any(rows[name]["status"] != "equal" for name in names))
 
 
 # ----------------------------------------------------------------------------------------------------------- tables

@@ -18,35 +18,27 @@ was interrupted goes on where it stopped, and sweeps of parts make one table, ``
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import ROOT, export_half, last_line, load_network, machine_line, peak_rss, run_child
+from benchmarks.common import Sweep, export_half, load_network, peak_rss, plain, suites
 from benchmarks.coverage_table import document
 
 if TYPE_CHECKING:
     from graphprune.pipeline import Analysis, Network
 
-RESULTS = ROOT / "docs" / "coverage.jsonl"
-TABLE = ROOT / "docs" / "coverage.md"
-TIMEOUT_S = 600.0
-MEMORY = 8_000_000_000
 OPERATORS = "onnx_operators"
 ROUNDED = ("qdq", "dynamic", "float16")
 EXACT_RTOL = 1e-4  # of what is compared in float64: no more than for float32 networks
 _LETTER = re.compile(r"^\w+ is(?= never cut)")
 #: Reasons that say little where there are others.
 _IDLE = ("no weights make or consume it", "it is a fixed number of parts", "there is a single index")
-_FOLDERS = re.compile(r"'/(?:[^'/]+/)+")
 SEEN = 1e-6  # a cut that changes the outputs by no more than this proves nothing
 
 
@@ -92,6 +84,9 @@ def examine(name: str, tell: Callable[[dict[str, Any]], None]) -> None:
     from graphprune.errors import GraphpruneError, NothingPrunableError, VerificationError
     from models_zoo import ZOO
 
+    if name == OPERATORS:
+        operators(tell)
+        return
     recipe = ZOO[name]
     if missing := recipe.missing():
         tell({"status": "missing", "reason": f"needs {', '.join(missing)}"})
@@ -191,11 +186,6 @@ def _in_float64(network: Network, result: Any, tell: Callable[[dict[str, Any]], 
     return found
 
 
-def _plain(reason: str) -> str:
-    """A reason in one line, files by their names alone."""
-    return _FOLDERS.sub("'", " ".join(reason.split()))[:300]
-
-
 def _short(refusal: str) -> str:
     """A refusal without its node's name."""
     head, quote, rest = refusal.partition(" '")
@@ -219,87 +209,20 @@ def operators(tell: Callable[[dict[str, Any]], None]) -> None:
         except NothingPrunableError as error:
             rows[name] = {"status": "nothing prunable", "reason": _short(str(error))}
         except GraphpruneError as error:
-            why = _plain(str(error)).replace(f"'{path.name}': ", "").partition(" node with name")[0]
+            why = plain(str(error)).replace(f"'{path.name}': ", "").partition(" node with name")[0]
             rows[name] = {"status": "not read" if isinstance(error, InputError) else "failed", "reason": why}
     failed = [name for name, row in rows.items() if row["status"] == "failed"]
     tell({"tests": rows, "status": "failed" if failed else "equal", "reason": ", ".join(failed)})
 
 
-def in_child(name: str, timeout: float) -> dict[str, Any]:
-    """A network's row, whatever becomes of its process."""
-    from models_zoo import ZOO
-
-    print(f"{name} ...", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix="graphprune-coverage-") as folder:
-        file = Path(folder) / "figures.json"
-        words = ["-m", "benchmarks.coverage", "--one", name, "--into", str(file)]
-        ended = run_child(words, timeout=timeout, limit=MEMORY)
-        figures = json.loads(file.read_text()) if file.is_file() else {}
-        if ended.code != 0:
-            why = ended.why or f"{figures.get('reason', '')}: {last_line(ended.err)}"
-            figures |= {"status": "failed", "reason": why}
-    figures["reason"] = _plain(str(figures.get("reason", "")))
-    suite = ZOO[name].suite if name in ZOO else OPERATORS
-    return {"network": name, "suite": suite, "machine": machine_line(), **figures}
-
-
-def read_rows(file: Path) -> dict[str, dict[str, Any]]:
-    """The rows by network; of two with one name the later one."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return {row["network"]: row for row in map(json.loads, lines)}
-
-
-def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """All rows in the zoo's order, in place of the file."""
-    from models_zoo import ZOO
-
-    order = {name: i for i, name in enumerate(ZOO)}
-    known = [row for row in rows if row["network"] in order or row["network"] == OPERATORS]
-    known.sort(key=lambda row: order.get(row["network"], len(order)))
-    temporary = file.with_suffix(".part")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in known), encoding="utf-8")
-    os.replace(temporary, file)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Returns 0 if every network asked for was cut and proved, else 1."""
-    from models_zoo import ZOO
-
-    parser = argparse.ArgumentParser(description="Coverage, correctness and time for every network of the zoo.")
-    parser.add_argument("--networks", help="names with commas between them (default: those without a row)")
-    parser.add_argument("--suites", help="suites with commas between them: all of their networks")
-    parser.add_argument("--table", action="store_true", help="write the table from the rows that are there")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the rows (default: docs/coverage.jsonl)")
-    parser.add_argument("--markdown", type=Path, default=TABLE, help="the table (default: docs/coverage.md)")
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds for one network (default: 600)")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.one:
-        told: dict[str, Any] = {}
-
-        def tell(more: dict[str, Any]) -> None:
-            told.update(more)
-            given.into.write_text(json.dumps(told), encoding="utf-8")
-
-        operators(tell) if given.one == OPERATORS else examine(given.one, tell)
-        return 0
-    rows = read_rows(given.results)
-    every = [*ZOO, OPERATORS]
-    if given.networks or given.suites:
-        suites = (given.suites or "").split(",")
-        names = (given.networks or "").split(",") if given.networks else []
-        names += [name for name, recipe in ZOO.items() if recipe.suite in suites]
-    else:
-        names = [] if given.table else [name for name in every if name not in rows]
-    if unknown := [name for name in names if name not in every]:
-        parser.error(f"unknown: {', '.join(unknown)}; the zoo has {', '.join(every)}")
-    for name in names:
-        rows[name] = in_child(name, given.timeout)
-        write_rows(given.results, rows.values())
-    given.markdown.write_text(document(list(read_rows(given.results).values())), encoding="utf-8")
-    return int(any(rows[name]["status"] != "equal" for name in names))
-
+SWEEP = Sweep(
+    "benchmarks.coverage",
+    "Coverage, correctness and time for every network of the zoo.",
+    {**suites(), OPERATORS: OPERATORS},
+    examine,
+    document,
+    "coverage",
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(SWEEP.main())

@@ -20,30 +20,20 @@ was interrupted goes on where it stopped. The table is ``docs/to-torch.md``.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import ROOT, last_line, load_network, machine_line, markdown_table, run_child
-from benchmarks.coverage import read_rows, write_rows
+from benchmarks.common import Row, Sweep, load_network, markdown_table, suites
 
 if TYPE_CHECKING:
     from torch import fx
 
     from graphprune.ir.program import Array, Program
 
-RESULTS = ROOT / "docs" / "to-torch.jsonl"
-TABLE = ROOT / "docs" / "to-torch.md"
-TIMEOUT_S = 600.0
-MEMORY = 8_000_000_000
 RTOL = 1e-4
-Row = dict[str, Any]
 
 
 def examine(name: str, tell: Callable[[Row], None]) -> None:
@@ -214,61 +204,14 @@ def document(rows: Sequence[Row]) -> str:
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def in_child(name: str, timeout: float) -> Row:
-    """A network's row, whatever becomes of its process."""
-    from models_zoo import ZOO
-
-    print(f"{name} ...", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix="graphprune-to-torch-") as folder:
-        file = Path(folder) / "figures.json"
-        words = ["-m", "benchmarks.to_torch", "--one", name, "--into", str(file)]
-        ended = run_child(words, timeout=timeout, limit=MEMORY)
-        figures = json.loads(file.read_text()) if file.is_file() else {}
-        if ended.code != 0:
-            why = ended.why or f"{figures.get('reason', '')}: {last_line(ended.err)}"
-            figures |= {"status": "failed", "reason": why}
-    figures["reason"] = " ".join(str(figures.get("reason", "")).split())[:600]
-    return {"network": name, "suite": ZOO[name].suite, "machine": machine_line(), **figures}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Returns 0 if every network asked for is equal, else 1."""
-    from models_zoo import ZOO
-
-    parser = argparse.ArgumentParser(description="Every network of the zoo as a torch.fx.GraphModule.")
-    parser.add_argument("--networks", help="names with commas between them (default: those without a row)")
-    parser.add_argument("--suites", help="suites with commas between them: all of their networks")
-    parser.add_argument("--table", action="store_true", help="write the table from the rows that are there")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the rows (default: docs/to-torch.jsonl)")
-    parser.add_argument("--markdown", type=Path, default=TABLE, help="the table (default: docs/to-torch.md)")
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds for one network (default: 600)")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.one:
-        told: Row = {}
-
-        def tell(more: Row) -> None:
-            told.update(more)
-            given.into.write_text(json.dumps(told), encoding="utf-8")
-
-        examine(given.one, tell)
-        return 0
-    rows = read_rows(given.results)
-    if given.networks or given.suites:
-        suites = (given.suites or "").split(",")
-        names = (given.networks or "").split(",") if given.networks else []
-        names += [name for name, recipe in ZOO.items() if recipe.suite in suites]
-    else:
-        names = [] if given.table else [name for name in ZOO if name not in rows]
-    if unknown := [name for name in names if name not in ZOO]:
-        parser.error(f"unknown: {', '.join(unknown)}; the zoo has {', '.join(ZOO)}")
-    for name in names:
-        rows[name] = in_child(name, given.timeout)
-        write_rows(given.results, rows.values())
-    given.markdown.write_text(document(list(read_rows(given.results).values())), encoding="utf-8")
-    return int(any(rows[name]["status"] != "equal" for name in names))
-
+SWEEP = Sweep(
+    "benchmarks.to_torch",
+    "Every network of the zoo as a torch.fx.GraphModule.",
+    suites(),
+    examine,
+    document,
+    "to-torch",
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(SWEEP.main())

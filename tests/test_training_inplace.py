@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from graphprune.training.attention import CutAttention, adapt  # noqa: E402
 from graphprune.training.groups import call, difference  # noqa: E402
 from models_zoo.networks import ResidualNet, SeparableNet, SmallViT  # noqa: E402
 
@@ -51,6 +52,84 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).reshape(b, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         y = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
         return self.out(y.transpose(1, 2).reshape(b, t, -1))
+
+
+class FusedAttention(nn.Module):
+    """The scale follows from the queries' size; one size is called after nothing, and one equals it by accident."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.total, self.window_width = 4, 6, 24, 6
+        self.qkv, self.out = nn.Linear(16, 72), nn.Linear(24, 5)
+
+    def forward(self, x: Any) -> Any:
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, self.total)
+        return self.out(y) + x[:, :, : self.window_width].mean()
+
+
+class Parts(nn.Module):
+    """One size for all parts of a split, a list of them, and a bound of a slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.sizes, self.out_chs = 8, [6, 10], 16
+        self.norm = nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(4, 12), nn.Conv2d(12, 24, 1), nn.InstanceNorm2d(24))
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.mixed = nn.Conv2d(24, 16, 1)
+        self.left, self.right = nn.Conv2d(6, 6, 1), nn.Conv2d(10, 10, 1)
+        self.head = nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Any) -> Any:
+        first, second, rest = torch.split(self.norm(x), self.width, 1)
+        x = self.mixed(torch.cat([self.convs[0](first), self.convs[1](second).relu(), rest], 1))
+        one, other = x.split(self.sizes, 1)
+        x = torch.cat([self.left(one), self.right(other)], 1)
+        return self.head(x[:, : self.out_chs].relu())
+
+
+class OwnScale(nn.Module):
+    """Attention that computes its scale from what it is given, without an attribute for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Any) -> Any:
+        q, k = self.q(x), self.k(x)
+        return self.out((q @ k.transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1) @ self.v(x))
+
+
+class Mixed(nn.Module):
+    """A part whose forward() holds a size beside one that can be cut; the first keeps what it computed in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Remembering(), nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 3))
+
+    def forward(self, x: Any) -> Any:
+        return self.second(self.first(x))
+
+
+class Remembering(nn.Module):
+    """A size in forward(), and a cache for eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[str, Any] = {}
+        self.first, self.second = nn.Linear(6, 12), nn.Linear(12, 4)
+        self.gain = nn.Parameter(torch.rand(12))
+
+    def train(self, mode: bool = True) -> Any:
+        self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x: Any) -> Any:
+        if "gain" not in self.cache:
+            self.cache["gain"] = self.gain[None]
+        x = torch.relu(self.first(x)) * self.cache["gain"]
+        return self.second(x.view(-1, 12))
 
 
 class Stubborn(nn.Module):
@@ -120,14 +199,117 @@ def test_a_size_in_forward_is_named_and_nothing_changes() -> None:
     assert len(call(module, inputs)) == 1
 
 
+def test_attributes_are_found_by_what_they_equal() -> None:
+    torch.manual_seed(0)
+    module, inputs = FusedAttention(), (torch.randn(2, 7, 16),)
+    network = graphprune.load(module, inputs=inputs)
+    weight = module.qkv.weight.detach().clone()
+    cut = graphprune.prune_module(module, half(network), inputs)
+    assert (module.num_heads, module.head_dim, module.total, module.window_width) == (2, 3, 6, 6)
+    # the queries' rows alone took up the root of 3 / 6
+    assert cut.scaled == ("qkv.weight", "qkv.bias")
+    rows = weight.view(3, 4, 6, 16)[:, ::2, ::2].reshape(3, 6, 16)
+    found = module.qkv.weight.detach().view(3, 6, 16)
+    assert torch.allclose(found[0], rows[0] * 0.5**0.5) and torch.equal(found[1:], rows[1:])
+
+
+def test_one_size_becomes_several(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    module, inputs = Parts(), (torch.randn(2, 3, 6, 6),)
+    network = graphprune.load(module, inputs=inputs)
+    plan = half(network)
+    held = {one.id: one.size for one in network.grouping.groups}
+    uneven = next(name for name in plan.kept if held[name] == 8)
+    cut = graphprune.prune_module(module, Plan({**plan.kept, uneven: np.arange(7)}), inputs)
+    graphprune.save_module(module, cut, tmp_path / "parts.pt")
+    fresh = Parts()
+    assert graphprune.load_module(fresh, tmp_path / "parts.pt") == cut
+    assert difference(call(module, inputs), call(fresh, inputs)) == 0.0
+    assert isinstance(module.width, tuple) and sorted(module.width) == [4, 4, 7]
+    assert module.norm[3].num_features == module.norm[2].out_channels == 15
+    assert isinstance(module.sizes, list) and sum(module.sizes) == module.mixed.out_channels < 16
+    assert cut.difference < 1e-4
+
+
 def test_a_scale_that_follows_the_cut_is_noticed() -> None:
     torch.manual_seed(0)
-    module = SmallViT(5, 8, (8,), 16, heads=2, hidden=24, depth=1)
+    module, inputs = OwnScale(), (torch.randn(2, 7, 8),)
+    network = graphprune.load(module, inputs=inputs)
+    with pytest.raises(UnsupportedError, match="it runs, but differs from the cut network"):
+        graphprune.prune_module(module, half(network, "Q/K dimensions"), inputs)
+    assert graphprune.prune_module(module, half(network, "V/O dimensions"), inputs).difference < 1e-4
+
+
+def test_what_forward_holds_stays_whole_where_asked() -> None:
+    torch.manual_seed(0)
+    module, inputs = Mixed().eval(), (torch.randn(3, 6),)
+    expected = call(module, inputs)
+    network = graphprune.load(module, inputs=inputs)
+    with pytest.raises(UnsupportedError, match=r"self.second\(x.view\(-1, 12\)\).*partial=True") as refused:
+        graphprune.prune_module(module, half(network), inputs)
+    assert [(path, module.get_submodule(path).__class__) for _, path, _ in refused.value.refusals] == [
+        ("first", Remembering)
+    ]
+    assert module.first.cache["gain"].shape == (1, 12)
+    assert difference(expected, call(module, inputs)) == 0.0
+    cut = graphprune.prune_module(module, half(network), inputs, partial=True)
+    assert cut.left == (refused.value.refusals[0][0],)
+    assert module.first.first.out_features == 12 and module.second[0].out_features == 5
+    assert cut.difference < 1e-4
+
+
+def test_head_dimensions_divided_out_in_forward_stay_whole() -> None:
+    torch.manual_seed(0)
+    module = SmallViT(5, 8, (8,), 16, heads=2, hidden=24, depth=2)
     network = graphprune.load(module, inputs=IMAGE)
-    with pytest.raises(UnsupportedError, match="cannot be cut in place"):
-        graphprune.prune_module(module, half(network, "head dimensions"), IMAGE)
-    cut = graphprune.prune_module(module, half(network, "neurons"), IMAGE)
-    assert cut.difference < 1e-4 and module.blocks[0].mlp[0].out_features == 12
+    cut = graphprune.prune_module(module, half(network), IMAGE, partial=True)
+    kinds = {one.id: one.kind for one in network.grouping.groups}
+    assert sorted({kinds[name] for name in cut.left}) == ["head dimensions", "heads"]
+    assert [block.mlp[0].out_features for block in module.blocks] == [12, 12]
+    assert [block.attention.heads for block in module.blocks] == [2, 2]
+
+
+def test_torch_attention_loses_heads_and_dimensions(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 7, 16),)
+
+    def build() -> Any:
+        return nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+
+    module = build()
+    network = graphprune.load(module, inputs=inputs)
+    cut = graphprune.prune_module(module, half(network), inputs)
+    assert module.self_attn.num_heads == 2 and module.self_attn.in_proj_weight.shape == (12, 16)
+    assert cut.difference < 1e-4
+    graphprune.save_module(module, cut, tmp_path / "layer.pt")
+    fresh = build()
+    graphprune.load_module(fresh, tmp_path / "layer.pt")
+    assert difference(call(module, inputs), call(fresh, inputs)) == 0.0
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"kdim": 5, "vdim": 3, "bias": False}], ids=str)
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_what_stands_in_for_torch_attention_is_the_same(options: dict[str, Any], need_weights: bool) -> None:
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(8, 2, **options).eval()
+    q, k, v = torch.randn(4, 4, 8), torch.randn(4, 4, options.get("kdim", 8)), torch.randn(4, 4, options.get("vdim", 8))
+    padding = torch.tensor([[False, False, False, True]]).repeat(4, 1)
+    causal = torch.ones(4, 4, dtype=torch.bool).triu(1)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((q, k, v), {}),
+        ((q, k, v), {"key_padding_mask": padding, "attn_mask": causal}),
+        ((q, k, v), {"attn_mask": torch.randn(8, 4, 4), "average_attn_weights": False}),
+        ((q[0], k[0], v[0]), {"attn_mask": torch.randn(4, 4)}),
+    ]
+    expected = [module(*args, **named, need_weights=need_weights) for args, named in calls]
+    undo = adapt(module)
+    assert isinstance(module, CutAttention)
+    for (args, named), (values, weights) in zip(calls, expected, strict=True):
+        found = module(*args, **named, need_weights=need_weights)
+        assert torch.allclose(found[0], values, atol=1e-6)
+        assert found[1] is weights is None or torch.allclose(found[1], weights, atol=1e-6)
+    undo()
+    assert type(module) is nn.MultiheadAttention
 
 
 def test_files_and_plans_of_other_modules(tmp_path: Any) -> None:

@@ -240,8 +240,8 @@ def test_every_row_of_a_sweep_reaches_the_page_with_its_reason(tmp_path: Path) -
     }
     bad = {"network": "swin_t", "suite": "torchvision", "status": "failed", "reason": "ended at 8.0 GB of memory"}
     file = tmp_path / "rows.jsonl"
-    coverage.write_rows(file, [bad, good, {**bad, "network": "gone from the zoo"}])
-    rows = coverage.read_rows(file)
+    common.write_rows(file, [bad, good, {**bad, "network": "gone from the zoo"}], coverage.SWEEP.suites)
+    rows = common.read_rows(file)
     assert list(rows) == ["resnet18", "swin_t"]
     page = coverage_table.document(list(rows.values()))
     assert "| networks | 2 | 1 | 1 | 1 | 0 (0%) | 0 | 1 |" in page
@@ -255,8 +255,8 @@ def test_a_network_that_takes_its_process_down_is_a_row(monkeypatch: pytest.Monk
         Path(words[-1]).write_text(json.dumps({"status": "failed", "reason": "crashed while it was cut", "exact": 3}))
         return common.Ended(-11, "", "", "")
 
-    monkeypatch.setattr(coverage, "run_child", killed)
-    row = coverage.in_child("resnet18", 1.0)
+    monkeypatch.setattr(common, "run_child", killed)
+    row = coverage.SWEEP.row("resnet18", 1.0)
     assert row["status"] == "failed" and row["reason"] == "crashed while it was cut: it said nothing"
     assert (row["suite"], row["exact"]) == ("torchvision", 3)
 

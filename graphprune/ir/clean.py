@@ -67,6 +67,7 @@ def _cast(node: ir.Node) -> None:
 def _replace(old: ir.Node, new: ir.Node) -> None:
     graph = old.graph
     assert graph is not None
+    new.metadata_props.update(old.metadata_props)
     ir.convenience.replace_nodes_and_values(graph, old, [old], [new], old.outputs, new.outputs)
 
 
@@ -98,6 +99,7 @@ def _split(model: ir.Model, node: ir.Node) -> None:
     given.shape, given.dtype = ir.Shape([len(sizes)]), ir.DataType.INT64
     model.graph.register_initializer(given)
     split = ir.node("Split", inputs=[data, given], attributes={"axis": axis}, num_outputs=len(sizes), name=node.name)
+    split.metadata_props.update(node.metadata_props)
     graph.insert_before(node, split)
     for i, value in enumerate(split.outputs):
         if i in chosen:

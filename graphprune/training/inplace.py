@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import linecache
 import os
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,25 @@ from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from graphprune.backends.runner import OrtRunner
-from graphprune.errors import GraphpruneError, InputError, UnsupportedError, UsageError
+from graphprune.errors import InputError, UnsupportedError, UsageError
 from graphprune.frontends.modules import first_line
 from graphprune.passes.files import keep_of, read_plan, replay
 from graphprune.passes.plan import Plan
 from graphprune.passes.shrink import Shrink
 from graphprune.pipeline import Network, load
+from graphprune.training.attention import adapt
 from graphprune.training.groups import call, difference, network_of
+from graphprune.training.scopes import Scopes
+from graphprune.training.search import HeldError, find_sizes, set_attribute
 from graphprune.training.sizes import Change, attribute_changes, recurrent_biases
+from graphprune.training.watch import Watch, failing_line, keep_scales, watching
 
 __all__ = ["ModuleCut", "load_module", "prune_module", "save_module"]
 
 _FORMAT = 1
 _RTOL = 1e-3  # float32 in another order of summation; a wrong size is far beyond it
 _TRIES = 2  # further inputs, beside the example
+_OWN = vars(nn.Module()).keys()  # what PyTorch keeps in every module: its parameters, buffers and parts
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,15 @@ class ModuleCut:
         cuts: name of a parameter or buffer, axis, size before, removed indices.
         attributes: sizes that its submodules keep as attributes: path of the submodule, attribute, new value.
         difference: largest relative difference from the cut network on the inputs tried.
+        scaled: parameters that took up a factor: attention that divides by the root of its own head dimension.
+        left: ids of the groups that were left whole (``partial``).
     """
 
     cuts: tuple[tuple[str, int, int, tuple[int, ...]], ...] = field(repr=False)
     attributes: tuple[Change, ...] = field(repr=False)
     difference: float = 0.0
+    scaled: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 def prune_module(
@@ -55,16 +63,21 @@ def prune_module(
     inputs: Any = None,
     *,
     network: Network | None = None,
+    partial: bool = False,
 ) -> ModuleCut:
     """Cut a module's parameters to what a plan keeps, and update the sizes that its layers hold.
 
-    An optimiser made before holds the old parameters; make a new one.
+    Sizes of standard layers follow from their parameters. Whole numbers that other submodules hold (heads, widths,
+    parts of a split) become the size after the cut where they equal one before it, and are tried until the forward pass
+    runs; what it gives is then held to the cut network on several inputs. An optimiser made before holds the old
+    parameters; make a new one.
 
     Args:
         module: is changed in place; if it cannot be, it is as it was before.
         plan: of the traced module, or the path of a saved one.
         inputs: example inputs as for :func:`graphprune.load`; the module is traced on them unless its ``network``, as
             ``load`` made it of this module, is given as well.
+        partial: leave those groups whole whose sizes a ``forward`` holds, and cut the others, instead of refusing.
 
     Raises:
         UsageError: no inputs. InputError: the plan is not of this module.
@@ -75,17 +88,88 @@ def prune_module(
     traced = network or load(module, inputs=inputs)
     grouping = traced.grouping
     chosen = plan if isinstance(plan, Plan) else replay(read_plan(plan), grouping)
-    keep = keep_of(chosen, grouping)
+    keep = {name: mask for name, mask in keep_of(chosen, grouping).items() if not mask.all()}
+    watch = Watch(module)
+    with watching(watch):
+        call(module, inputs)
+    left: set[str] = set()
+    while True:
+        try:
+            found = _cut(module, traced, keep, inputs, watch.attention)
+            break
+        except HeldError as held:
+            assert held.__cause__ is not None
+            groups = _held(module, Scopes(traced, keep), (held.path, held.inner))
+            if not partial or not groups or not keep.keys() - groups:
+                raise UnsupportedError(
+                    f"the module cannot be cut in place: {failing_line(held.__cause__)} holds a size that does not "
+                    f"follow its parameters ({first_line(held.__cause__)}); use the cut network as a module instead "
+                    "(graphprune.to_torch), or partial=True, which leaves such groups whole",
+                    tuple((name, held.path, first_line(held.__cause__)) for name in sorted(groups)),
+                ) from held.__cause__
+        left |= groups
+        keep = {name: mask for name, mask in keep.items() if name not in groups}
+    return replace(found, left=tuple(sorted(left)))
+
+
+def _held(module: nn.Module, scopes: Scopes, paths: Sequence[str]) -> set[str]:
+    """The groups whose sizes a submodule computes with, the first that has any, and others of its class."""
+    for path in paths:
+        if scopes.groups(path):
+            kind = type(module.get_submodule(path))
+            own = any(module.get_submodule(path).children()) or not kind.__module__.startswith("torch.nn")
+            same = [one for one, part in module.named_modules() if own and type(part) is kind]
+            return set().union(*(scopes.groups(one) for one in (path, *same)))
+    return set()
+
+
+def _cut(
+    module: nn.Module,
+    traced: Network,
+    keep: Mapping[str, NDArray[np.bool_]],
+    inputs: Any,
+    attention: Sequence[tuple[str, int]],
+) -> ModuleCut:
+    """One try; the module is as it was if it fails."""
+    grouping = traced.grouping
     names = traced.program.parameter_names
     examples = dict(traced.program.examples)
     model = Shrink(keep)(grouping)
+    cuts = _cuts(module, traced, keep)
+    cut = network_of(model, examples, traced.name, names)  # before the parameters it may share memory with are cut
+    trials = [(inputs, _expected(cut, examples)), *(_trial(cut, inputs, examples, seed) for seed in range(_TRIES))]
+    known = [one for one in trials if one is not None]
+    undo: list[Callable[[], None]] = [_remember(part) for part in module.modules()]
+    try:
+        _cut_tensors(module, cuts, undo)
+        changes = attribute_changes(module, cuts, traced, cut)
+        _set_attributes(module, changes, undo)
+
+        def run() -> Any:
+            return call(module, inputs)
+
+        sizes = find_sizes(module, Scopes(traced, keep), {(path, name) for path, name, _ in changes}, run)
+        makers = {name for name, axis, _, _ in cuts if axis == 0}
+        named = {name: one for name, one in module.named_parameters(remove_duplicate=False) if name in makers}
+        scaled = keep_scales(module, run, attention, named)
+        return ModuleCut(cuts, (*changes, *sizes), _checked(module, known), scaled)
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+
+
+def _cuts(
+    module: nn.Module, traced: Network, keep: Mapping[str, NDArray[np.bool_]]
+) -> tuple[tuple[str, int, int, tuple[int, ...]], ...]:
+    """What goes of the module's tensors: name, axis, size, indices."""
     gone: dict[tuple[str, int], NDArray[np.bool_]] = {}
     held = _tensors(module)
-    for tensor, name in names.items():
+    for tensor, name in traced.program.parameter_names.items():
         if name not in held:
             continue
-        for axis, space in enumerate(grouping.coupling.of(tensor)):
-            mask = ~grouping.mask(space, keep)
+        for axis, space in enumerate(traced.grouping.coupling.of(tensor)):
+            mask = ~traced.grouping.mask(space, keep)
             if held[name].ndim <= axis or held[name].shape[axis] != len(mask):
                 raise InputError(
                     f"'{name}' has the shape {list(held[name].shape)} in the module, and {len(mask)} indices on axis "
@@ -94,27 +178,36 @@ def prune_module(
             if mask.any():
                 gone[name, axis] = mask
     recurrent_biases(module, gone)
-    cuts = tuple(
+    return tuple(
         (name, axis, len(mask), tuple(int(one) for one in np.flatnonzero(mask))) for (name, axis), mask in gone.items()
     )
-    cut = network_of(model, examples, traced.name, names)  # before the parameters it may share memory with are cut
-    trials = [(inputs, _expected(cut, examples)), *(_trial(cut, inputs, examples, seed) for seed in range(_TRIES))]
-    undo: list[Callable[[], None]] = []
-    try:
-        _cut_tensors(module, cuts, undo)
-        changes = attribute_changes(module, cuts, traced, keep, cut)
-        _set_attributes(module, changes, undo)
-        far = _checked(module, [one for one in trials if one is not None])
-    except BaseException:
-        for step in reversed(undo):
-            step()
-        raise
-    return ModuleCut(cuts, changes, far)
+
+
+def _remember(part: nn.Module) -> Callable[[], None]:
+    """How to give a submodule its attributes back, with what lists and dictionaries among them hold (caches)."""
+    held = {
+        name: (value, copy(value) if type(value) in (dict, list) else value)
+        for name, value in vars(part).items()
+        if name not in _OWN
+    }
+
+    def back() -> None:
+        for name in [name for name in vars(part) if name not in held and name not in _OWN]:
+            del vars(part)[name]
+        for name, (value, content) in held.items():
+            if type(value) is dict:
+                value.clear()
+                value.update(content)
+            elif type(value) is list:
+                value[:] = content
+            vars(part)[name] = value
+
+    return back
 
 
 def save_module(module: nn.Module, cut: ModuleCut, path: str | os.PathLike[str]) -> None:
     """Write a pruned module's values and its cut to one file that is read without pickle's risks."""
-    document = {"format": _FORMAT, "cuts": cut.cuts, "attributes": cut.attributes, "difference": cut.difference}
+    document = {"format": _FORMAT, **asdict(cut)}
     temporary = Path(f"{os.fspath(path)}.tmp")
     torch.save({"graphprune": json.dumps(document), "state": module.state_dict()}, temporary)
     os.replace(temporary, path)
@@ -134,7 +227,8 @@ def load_module(module: nn.Module, path: str | os.PathLike[str]) -> ModuleCut:
         document = json.loads(held["graphprune"])
         cuts = tuple((str(n), int(a), int(s), tuple(int(one) for one in r)) for n, a, s, r in document["cuts"])
         changes = tuple((str(p), str(n), tuple(v) if isinstance(v, list) else v) for p, n, v in document["attributes"])
-        found = ModuleCut(cuts, changes, float(document["difference"]))
+        names = (tuple(str(one) for one in document[key]) for key in ("scaled", "left"))
+        found = ModuleCut(cuts, changes, float(document["difference"]), *names)
     except OSError as error:
         raise InputError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
     except Exception as error:
@@ -202,12 +296,14 @@ def _set_attributes(module: nn.Module, changes: Sequence[Change], undo: list[Cal
     for path, name, value in changes:
         owner = module.get_submodule(path)
         undo.append(_attribute_setter(owner, name, getattr(owner, name)))
-        setattr(owner, name, value)
+        set_attribute(owner, name, value)
         touched[path] = owner
     for owner in touched.values():
         if isinstance(owner, nn.RNNBase):
             owner._init_flat_weights()
             undo.insert(0, owner._init_flat_weights)  # undone last, when its weights are back
+        if isinstance(owner, nn.MultiheadAttention):
+            undo.append(adapt(owner))
 
 
 def _attribute_setter(owner: nn.Module, name: str, value: Any) -> Callable[[], None]:
@@ -251,18 +347,14 @@ def _checked(module: nn.Module, trials: Sequence[Any]) -> float:
     far = 0.0
     for inputs, expected in trials:
         try:
-            found = call(module, inputs)
-        except GraphpruneError:
-            raise
-        except Exception as error:
-            raise UnsupportedError(
-                f"the module cannot be cut in place: {_line(error)} holds a size that does not follow its parameters "
-                f"({first_line(error)}); use the cut network as a module instead: graphprune.to_torch"
-            ) from error
-        try:
-            far = max(far, difference(expected, found))
+            far = max(far, difference(expected, call(module, inputs)))
         except InputError as error:
             raise UnsupportedError(f"the module cannot be cut in place: {error}; use graphprune.to_torch") from error
+        except Exception as error:
+            raise UnsupportedError(
+                f"the module cannot be cut in place: on other inputs {failing_line(error)} fails "
+                f"({first_line(error)}); use graphprune.to_torch"
+            ) from error
         if far > _RTOL:
             raise UnsupportedError(
                 f"the module cannot be cut in place: it runs, but differs from the cut network by {far:.1e} relative, "
@@ -270,19 +362,3 @@ def _checked(module: nn.Module, trials: Sequence[Any]) -> float:
                 "head dimension, a fixed index); use the cut network as a module instead: graphprune.to_torch"
             )
     return far
-
-
-def _line(error: BaseException) -> str:
-    """The innermost line outside PyTorch that an error came through."""
-    own = Path(torch.__file__).parent
-    frames = [
-        one
-        for one in traceback.extract_tb(error.__traceback__)
-        if own not in Path(one.filename).parents and Path(one.filename) != Path(__file__).parent / "groups.py"
-        and Path(one.filename) != Path(__file__)
-    ]  # fmt: skip
-    if not frames:
-        return "a layer of PyTorch"
-    last = frames[-1]
-    text = (last.line or linecache.getline(last.filename, last.lineno or 0)).strip()
-    return f"line {last.lineno} of '{Path(last.filename).name}' (in {last.name}: {text})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from graphprune.pipeline import Network
+from graphprune.training.attention import heads_left
 
 __all__ = ["Change", "attribute_changes", "recurrent_biases"]
 
@@ -24,27 +25,22 @@ _NORMS = (
 
 
 def attribute_changes(
-    module: nn.Module,
-    cuts: Sequence[tuple[str, int, int, tuple[int, ...]]],
-    network: Network,
-    keep: Mapping[str, NDArray[np.bool_]],
-    cut: Network,
-) -> tuple[Change, ...]:
-    """The attributes to set, once the parameters are cut.
-
-    Standard layers' follow from their parameters. Elsewhere, whole numbers that are called after heads, dimensions,
-    channels or sizes, in a module that holds what was cut, and that equal a size before the cut, become the size after.
-    """
+    module: nn.Module, cuts: Sequence[tuple[str, int, int, tuple[int, ...]]], network: Network, cut: Network
+) -> list[Change]:
+    """The attributes of standard layers to set, once the parameters are cut: they follow from these."""
     found: dict[tuple[str, str], Any] = {}
-    touched = dict.fromkeys(name.rpartition(".")[0] for name, _, _, _ in cuts)
-    for path in touched:
+    for path, owner in module.named_modules():
+        if isinstance(owner, nn.MultiheadAttention):
+            prefix = f"{path}." if path else ""
+            for name, axis, _, removed in cuts:
+                if name == f"{prefix}out_proj.weight" and axis == 1:  # set even if no head went: see CutAttention
+                    found[path, "num_heads"] = heads_left(owner, removed)
+    for path in dict.fromkeys(name.rpartition(".")[0] for name, _, _, _ in cuts):
         owner = module.get_submodule(path)
         for name, value in _standard(owner, path, network, cut).items():
             if getattr(owner, name) != value:
                 found[path, name] = value
-    for path, name, value in _by_name(module, network, keep):
-        found.setdefault((path, name), value)
-    return tuple((path, name, value) for (path, name), value in found.items())
+    return [(path, name, value) for (path, name), value in found.items()]
 
 
 def recurrent_biases(module: nn.Module, gone: dict[tuple[str, int], NDArray[np.bool_]]) -> None:
@@ -96,54 +92,3 @@ def _groups(parameter: str, network: Network, cut: Network) -> int | None:
             assert isinstance(held, ir.Attr)
             return int(held.as_int())
     return None
-
-
-def _by_name(module: nn.Module, network: Network, keep: Mapping[str, NDArray[np.bool_]]) -> list[Change]:
-    """Counts of heads and the like in the modules that hold a cut group's parameters."""
-    names = network.program.parameter_names
-    changes: list[Change] = []
-    for group in network.grouping.groups:
-        mask = keep.get(group.id)
-        if mask is None or mask.all():
-            continue
-        before, after = group.size, int(mask.sum())
-        owners = {names[m.tensor].rpartition(".")[0] for m in group.members if m.tensor in names}
-        # all modules above a changed layer, up to the one that holds the whole group
-        shared = _common(owners)
-        above = {
-            ".".join(parts[:k])
-            for parts in (path.split(".") for path in owners)
-            for k in range(len(shared), len(parts))
-        }
-        widths = {before: after}
-        for member in group.members:
-            inside = member.unit_of >= 0
-            kept = int((mask[member.unit_of[inside]]).sum()) + int((~inside).sum())
-            if member.role != "contracted" and inside.all():
-                widths.setdefault(member.size, kept)
-        for path in above:
-            owner = module.get_submodule(path)
-            for name, value in vars(owner).items():
-                if type(value) is int and not name.startswith("_") and _means(name, group.kind) and value in widths:
-                    changes.append((path, name, widths[value]))
-    return changes
-
-
-def _common(paths: set[str]) -> list[str]:
-    split = [path.split(".") for path in sorted(paths)]
-    shared = []
-    for parts in zip(*split, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return shared if len(paths) > 1 else shared[:-1]
-
-
-def _means(name: str, kind: str) -> bool:
-    lower = name.lower()
-    inner = any(word in lower for word in ("all_head", "inner", "attn_dim"))
-    if kind.startswith("heads"):
-        return inner or ("head" in lower and "dim" not in lower)
-    if "head" in kind:
-        return inner or any(word in lower for word in ("head_dim", "head_size", "key_dim"))
-    return any(word in lower for word in ("channel", "planes", "width", "dim", "hidden", "inner", "features", "size"))
