@@ -24,6 +24,8 @@ from graphprune.search import Budget
 
 __all__ = ["ExportOptions", "check_options", "settled", "shard_size", "untimed"]
 
+_ADDING_UP = frozenset({"obs", "taylor", "fisher"})  # their scores estimate a loss, so that sums of them mean something
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -39,8 +41,8 @@ class ExportOptions:
         plan: a saved plan to replay instead of scoring and allocating.
         criterion, criterion_options: see :func:`graphprune.passes.score.criterion`; None: ``obs`` where there are
             calibration data, else ``magnitude``.
-        allocation: ``global``, ``uniform`` or ``knapsack``; None: ``knapsack`` for a latency target or the criterion
-            ``obs``, else ``global``.
+        allocation: ``global``, ``uniform`` or ``knapsack``; None: ``knapsack`` for a latency target and for criteria
+            that estimate a loss (``obs``, ``taylor``, ``fisher``), else ``global``.
         calib: calibration data, see :func:`graphprune.frontends.samples.read_samples`; None: none.
         calib_samples: at most so many runs of them; calib_images: how images are read.
         repair: ``refit``, ``bias`` or ``none``; None: ``refit`` where there are calibration data.
@@ -106,7 +108,7 @@ def settled(options: ExportOptions) -> ExportOptions:
     """With the choices that were left open."""
     data = options.calib is not None
     ranking = options.criterion or ("obs" if data else "magnitude")
-    adds_up = options.target_latency is not None or ranking == "obs"
+    adds_up = options.target_latency is not None or ranking in _ADDING_UP
     return replace(
         options,
         criterion=ranking,

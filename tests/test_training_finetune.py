@@ -25,6 +25,7 @@ torch = pytest.importorskip("torch")
 
 from graphprune.training.groups import difference, outputs_of  # noqa: E402
 from graphprune.training.iterative import prune_and_tune  # noqa: E402
+from graphprune.training.rates import usual_sizes  # noqa: E402
 
 RUN = {"updates": 12, "batch": 2, "lr": 3e-3, "evaluate_every": 4, "seed": 1}
 
@@ -192,6 +193,25 @@ def test_training_stops_early_and_keeps_the_best(files: Path) -> None:
     looked = [result.before, *(one["held_out"] for one in result.history)]
     assert result.after == pytest.approx(min(looked), rel=1e-6)
     assert result.after <= result.before
+
+
+def test_a_rate_that_is_too_high_is_lowered_on_the_way(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = tune(files, updates=40, lr=30.0, evaluate_every=4)
+    looked = [one["held_out"] for one in result.history]
+    assert looked[0] > 4 * result.before and "rate is too high" in caplog.text
+    assert result.after < 0.9 * result.before and result.best > 4
+
+
+def test_steps_follow_a_scaled_channel() -> None:
+    rows, columns = (torch.rand(n, generator=torch.Generator().manual_seed(n)) + 0.5 for n in (6, 9))
+    signs = torch.sign(torch.randn(6, 9, 3, 3, generator=torch.Generator().manual_seed(0)))
+    weight = rows.view(-1, 1, 1, 1) * columns.view(1, -1, 1, 1) * signs
+    scale = torch.logspace(-0.5, 0.5, 6).view(-1, 1, 1, 1)
+    size = usual_sizes(weight)
+    assert torch.allclose(size, weight.abs().amax((2, 3), keepdim=True), rtol=0.05)
+    assert torch.allclose(usual_sizes(weight * scale), size * scale, rtol=0.1)
+    assert torch.allclose(usual_sizes(7.0 * weight), 7.0 * size, rtol=1e-5)
+    assert usual_sizes(torch.zeros(4)).min() > 0 and usual_sizes(torch.tensor(0.0)) > 0
 
 
 def test_the_verb_prunes_and_tunes_in_steps(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

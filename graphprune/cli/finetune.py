@@ -23,11 +23,15 @@ from graphprune.cli.options import json_option, seed_option
 @click.option("--data-samples", "limit", type=click.IntRange(min=1), metavar="N", help="Use at most N of them.")
 @click.option("--data-images", "images", metavar="HOW", help="How images are read, as --calib-images of export.")
 @click.option("--updates", type=click.IntRange(min=1), default=500, show_default=True, help="Steps of the optimiser.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of the samples per step.")
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Highest learning rate.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Runs of the samples per step.")
+@click.option(
+    "--lr", type=float,
+    help="Highest learning rate: the share of a weight's usual size that a step of adamw moves it by; absolute for sgd "
+    "and for --rank.  [default: 5e-3; absolute 1e-3]",
+)  # fmt: skip
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--weight-decay", type=float, default=0.0, show_default=True)
-@click.option("--warm-up", type=float, default=0.05, show_default=True, help="Share of the updates the rate rises in.")
+@click.option("--warm-up", type=float, default=0.1, show_default=True, help="Share of the updates the rate rises in.")
 @click.option(
     "--loss", metavar="FUNCTION",
     help="module:function of your own loss: called with run(inputs) -> outputs, yields one scalar tensor per batch; "
@@ -83,8 +87,9 @@ def command(
     if original is None and resume:
         raise UsageError("--resume goes on with the training of one pruned MODEL; leave it out with --target-...")
     try:
-        from graphprune.training.finetune import FinetuneOptions, finetune
+        from graphprune.training.finetune import finetune
         from graphprune.training.iterative import prune_and_tune
+        from graphprune.training.options import FinetuneOptions
     except ModuleNotFoundError as error:
         raise InputError("training needs PyTorch, which is not installed: pip install graphprune[torch]") from error
     chosen = FinetuneOptions(images=None if images is None else Preprocessing.parse(images), **options)

@@ -34,7 +34,7 @@ class Teacher:
         self.program, self.features = program, tuple(features)
         self.names = (*outputs, *(name for name in features if name not in outputs))
         self.model = with_outputs(program.model, [name for name in self.names if name not in outputs])
-        self.run = OrtRunner()
+        self.run = OrtRunner(optimize=True)
         self._held: dict[int, dict[str, Tensor]] = {}
         self._room = _MEMORY
 

@@ -9,9 +9,9 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from graphprune import progress
 from graphprune.backends.torch import load_state, to_torch
 from graphprune.calibration.losses import Loss, read_loss
 from graphprune.errors import InputError, UsageError
-from graphprune.frontends.samples import Preprocessing, read_samples
+from graphprune.frontends.samples import read_samples
 from graphprune.ir.files import output_folder
 from graphprune.ir.program import Array, Program
 from graphprune.ir.store import sha256_of, write_onnx
@@ -31,7 +31,9 @@ from graphprune.pipeline import Network, load
 from graphprune.report.manifest import to_bytes
 from graphprune.training.distill import Student, Teacher
 from graphprune.training.low_rank import LowRank
+from graphprune.training.options import FinetuneOptions
 from graphprune.training.parallel import World
+from graphprune.training.rates import usual_sizes
 
 if TYPE_CHECKING:
     from torch import fx
@@ -42,78 +44,8 @@ _log = logging.getLogger(__name__)
 Feeds = Mapping[str, Array]
 _TO_SPLIT = 16  # samples from which some are held out
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """How to train.
-
-    Attributes:
-        updates: steps of the optimiser at most.
-        batch: runs of the samples per step; their gradients are averaged.
-        lr, optimizer, weight_decay, momentum: ``adamw`` or ``sgd`` (``momentum`` is its own); the rate rises over the
-            share ``warm_up`` of the updates and falls to zero with a cosine.
-        loss: the user's own, see :class:`graphprune.calibration.losses.Loss`; it is added to the distance from the
-            original, which counts ``distil`` times (0: not at all). Without it the samples alone are trained on.
-        temperature: of the rows of classes that are compared.
-        features, feature_weight: inner values that are compared as well, by mean square.
-        rank: train low-rank updates of the weights, merged at the end, and all vectors (Hu et al., "LoRA", 2021; Zimmer
-            et al., "PERP", 2023); None: all weights.
-        statistics: also update BatchNorm's running means and variances; else they stay as they are.
-        evaluate_every: updates between two looks at what was held out; 0: a tenth of all.
-        patience: looks without improvement after which training stops; 0: it never does.
-        checkpoint_every: updates between two checkpoints; 0: none. They need a folder.
-        clip: largest norm of the gradient; 0: any.
-        images: how images are read; limit: at most so many runs.
-        device: ``cpu``, ``cuda`` ...; None: the GPU where there is one.
-        seed: of the order of the samples, and of the low-rank updates.
-    """
-
-    updates: int = 500
-    batch: int = 1
-    lr: float = 1e-3
-    optimizer: str = "adamw"
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    warm_up: float = 0.05
-    loss: Any = None
-    distil: float = 1.0
-    temperature: float = 1.0
-    features: Sequence[str] = ()
-    feature_weight: float = 1.0
-    rank: int | None = None
-    statistics: bool = False
-    evaluate_every: int = 0
-    patience: int = 0
-    checkpoint_every: int = 0
-    clip: float = 1.0
-    images: Preprocessing | None = None
-    limit: int | None = None
-    device: str | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least = {"updates": 1, "batch": 1, "evaluate_every": 0, "patience": 0, "checkpoint_every": 0, "rank": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise UsageError(f"{name}={value}: a number of at least {bound}")
-        if self.optimizer not in ("adamw", "sgd"):
-            raise UsageError(f"optimizer={self.optimizer!r} is not one of adamw, sgd")
-        if self.lr <= 0 or self.temperature <= 0 or not 0 <= self.warm_up < 1 or min(self.distil, self.clip) < 0:
-            raise UsageError(
-                f"lr={self.lr}, temperature={self.temperature}, warm_up={self.warm_up}, distil={self.distil}, "
-                f"clip={self.clip}: a rate and a temperature above 0, a share from 0 to 1, and nothing below 0"
-            )
-        if self.loss is None and not self.distil:
-            raise UsageError("there is nothing to train for: give a loss, or distil from the original")
-
-    def to_json(self) -> dict[str, Any]:
-        """All options as plain data."""
-        loss = self.loss if self.loss is None or isinstance(self.loss, str) else read_loss(self.loss).source
-        images = None if self.images is None else asdict(self.images)
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**plain, "loss": loss, "images": images, "features": list(self.features)}
+_LOST = 4.0  # times the best distance: the rate was too high
+_SLOWER = 0.25  # of the rate, from then on
 
 
 @dataclass(frozen=True)
@@ -190,6 +122,7 @@ class _Training:
         self.module.train(options.statistics)
         if options.statistics and world.size > 1:
             raise UsageError("BatchNorm's statistics are updated in one process only; leave statistics out")
+        _check_alike(network, original)
         self.student = Student(
             self.module, Teacher(original.program, options.features), options.temperature, options.feature_weight
         )
@@ -205,10 +138,12 @@ class _Training:
         decayed = [one for one in self.weights if one.ndim > 1]
         others = [one for one in self.weights if one.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = made([one for one in groups if one["params"]], lr=options.lr,
+        self.optimizer = made([one for one in groups if one["params"]], lr=options.rate,
                               weight_decay=options.weight_decay, **extra)  # type: ignore[arg-type]  # fmt: skip
+        self.sizes = [usual_sizes(one) for one in self.weights] if options.relative else []
+        self.slowed = 0
         self.update = self.best_update = 0
-        self.best = self.before = math.inf
+        self.best = self.before = self.least = math.inf
         self.best_state: dict[str, Tensor] = {}
         self.worse = 0
         self.recent = [0.0, 0.0]
@@ -254,7 +189,7 @@ class _Training:
     def _step(self, batch: Callable[[], Iterator[Tensor]]) -> None:
         options = self.options
         for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * _rate(self.update, options.updates, options.warm_up)
+            group["lr"] = options.rate * _SLOWER**self.slowed * _rate(self.update, options.updates, options.warm_up)
         for one in self.weights:  # of every process, also where it has no run of this batch
             one.grad = torch.zeros_like(one)
         total = 0.0
@@ -263,11 +198,19 @@ class _Training:
             total += float(loss.detach())
         total = self.world.sum([one.grad for one in self.weights if one.grad is not None], total)
         if not math.isfinite(total):
-            raise InputError(f"the loss is {total} at update {self.update}; use a lower rate (lr={options.lr})")
+            raise InputError(f"the loss is {total} at update {self.update}; use a lower rate (lr={options.rate})")
         if options.clip:
             torch.nn.utils.clip_grad_norm_(self.weights, options.clip)
-        self.optimizer.step()
+        self._move()
         self.recent = [self.recent[0] + total, self.recent[1] + 1]
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        """The optimiser's step, in proportion to what each weight usually is."""
+        before = [one.clone() for one in self.weights] if self.sizes else []
+        self.optimizer.step()
+        for one, earlier, size in zip(self.weights, before, self.sizes, strict=bool(self.sizes)):
+            one.copy_(torch.addcmul(earlier, one - earlier, size))
 
     def _batches(self, skipped: int) -> Iterator[Callable[[], Iterator[Tensor]]]:
         """For each update what gives its losses, weighted so that they add up to the batch's mean."""
@@ -331,10 +274,27 @@ class _Training:
         self.history.append({"update": self.update, "loss": round(mean, 9), "held_out": round(found, 9)})
         if self.world.rank == 0:
             _log.info("update %d: loss %.5g, from the original %.5g", self.update, mean, found)
-        if found < self.best:
+        if self.loss is not None:  # labels are not held out, and nearest to the original is not what is trained for
+            self.best, self.best_update, self.best_state = found, self.update, self._state()
+            self.least, self.worse = min(self.least, mean), 0 if mean < self.least else self.worse + 1
+        elif found < self.best:
             self.best, self.best_update, self.best_state, self.worse = found, self.update, self._state(), 0
         else:
             self.worse += 1
+            if self.low_rank is None and found > _LOST * self.best:
+                self._turn_back(found)
+
+    def _turn_back(self, found: float) -> None:
+        """From the best weights again, with fresh moments and a lower rate; what was tried is lost anyhow."""
+        self.slowed += 1
+        self._load(self.best_state)
+        self.optimizer.state.clear()
+        if self.world.rank == 0:
+            _log.warning(
+                "update %d: %.3g from the original, %.3g were reached before: the rate is too high. Going on from "
+                "update %d with %g times the rate", self.update, found, self.best, self.best_update,
+                _SLOWER**self.slowed,
+            )  # fmt: skip
 
     @torch.no_grad()
     def _evaluated(self) -> float:
@@ -376,8 +336,9 @@ class _Training:
             "low_rank": None if self.low_rank is None else self.low_rank.state(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
-            "best": (self.best, self.best_update, self.worse, self.before),
+            "best": (self.best, self.best_update, self.worse, self.before, self.least),
             "best_state": self.best_state,
+            "slowed": self.slowed,
             "recent": self.recent,
             "history": self.history,
         }
@@ -406,8 +367,9 @@ class _Training:
         self.optimizer.load_state_dict(held["optimizer"])
         torch.set_rng_state(held["random"].cpu())
         self.update = int(held["update"])
-        self.best, self.best_update, self.worse, self.before = held["best"]
+        self.best, self.best_update, self.worse, self.before, self.least = held["best"]
         self.best_state = {name: value.cpu() for name, value in held["best_state"].items()}
+        self.slowed = int(held["slowed"])
         self.recent, self.history = list(held["recent"]), list(held["history"])
 
     def _write(self, result: FinetuneResult) -> None:
@@ -442,6 +404,19 @@ def _mixed(device: torch.device) -> Any:
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()
+
+
+def _check_alike(network: Network, original: Network) -> None:
+    """Raises UsageError where the one cannot have been cut from the other."""
+    for what in ("inputs", "outputs"):
+        here, there = (
+            [value.name or "" for value in getattr(one.program.model.graph, what)] for one in (network, original)
+        )
+        if here != there:
+            raise UsageError(
+                f"the original has the {what} {', '.join(there)}, and the network to be trained {', '.join(here)}: "
+                "give the network that it was pruned from"
+            )
 
 
 def _network(source: Any) -> Network:

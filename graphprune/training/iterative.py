@@ -13,7 +13,8 @@ from graphprune.ir.files import output_folder
 from graphprune.passes.allocate import Target
 from graphprune.passes.allocate.target import Quantity
 from graphprune.pipeline import load
-from graphprune.training.finetune import FinetuneOptions, FinetuneResult, _network, finetune
+from graphprune.training.finetune import FinetuneResult, _network, finetune
+from graphprune.training.options import FinetuneOptions
 
 __all__ = ["prune_and_tune"]
 
