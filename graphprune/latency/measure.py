@@ -44,7 +44,8 @@ class MeasureOptions:
         min_iterations: Least samples of each network.
         warm_up_ms: Least milliseconds of warm-up of each network in each round, until two windows agree within 5 %.
         warm_up_cap_ms: When warming up stops even if they do not agree.
-        max_width: Add rounds while the interval is wider than this share of the median (or ratio); None: never add.
+        max_width: Add rounds while the interval is wider than this share of the median (or ratio), and measure in every
+            round for at least as long as loading and warming up take; None: neither.
         max_duration: Seconds, loading and warm-up included, after which no more rounds are added.
         confidence: Of the intervals, e.g. 0.95.
         resamples: Bootstrap resamples.
@@ -164,7 +165,9 @@ def _run_rounds(models: list[Path], feeds: Mapping[str, np.ndarray], options: Me
     repeats: list[int | None] = [1 if options.single_runs else None] * len(models)
     rounds: list[_Round] = []
     start = time.monotonic()
+    each = options.duration / options.rounds
     for index in itertools.count():
+        began = time.monotonic()
         order = list(range(len(models)))
         job = {
             "models": [str(model) for model in models],
@@ -173,7 +176,7 @@ def _run_rounds(models: list[Path], feeds: Mapping[str, np.ndarray], options: Me
             "inputs": list(feeds),
             "backend": options.backend,
             "options": backend_options.to_json(),
-            "duration": options.duration / options.rounds,
+            "duration": each,
             "fewest": -(-least // options.rounds),
             "warm_up_ms": options.warm_up_ms,
             "warm_up_cap_ms": options.warm_up_cap_ms,
@@ -183,6 +186,8 @@ def _run_rounds(models: list[Path], feeds: Mapping[str, np.ndarray], options: Me
         repeats = result["repeats"]
         rounds.append((result, samples))
         progress.advance(len(rounds) / options.rounds)
+        if index == 0 and options.max_width is not None:  # then measure for as long as it takes to get ready
+            each = max(each, min(time.monotonic() - began - each, options.max_duration / options.rounds))
         if len(rounds) < options.rounds:
             continue
         # Going on depends on the width alone, never on the value, so that it does not favour a result.
