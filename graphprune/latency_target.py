@@ -295,9 +295,9 @@ def _next(rounds: Sequence[Round], share: float) -> float:
     A network has time that no width changes, so the measured ratio falls more slowly than what is asked for; one
     candidate alone is met by its own ratio.
     """
-    # The interval has to lie below the target as a whole, and not far.
-    half = max((rounds[-1].high - rounds[-1].low) / 2, 0.005 * share)
-    aim = share - min(half * 1.1, 0.7 * _SLACK * share)
+    # The interval's upper end has to lie below the target, and not far; disturbances may have left a long lower one.
+    above = max(rounds[-1].high - rounds[-1].ratio, 0.005 * share)
+    aim = share - min(above * 1.1, 0.7 * _SLACK * share)
     nearest, *others = sorted(rounds, key=lambda one: abs(one.ratio - aim))
     slope = nearest.ratio / nearest.asked
     apart = [one for one in others if abs(one.asked - nearest.asked) > 0.01]
