@@ -45,6 +45,7 @@ __all__ = [
 # Multiples in which random widths are drawn, in turn: most where kernels like them, some to see what the others cost.
 _GRAINS = (16, 8, 32, 4, 16, 1, 8, 2)
 _BATCH = 8
+_SECONDS = 0.25  # of each scenario
 _BATCH_BYTES = 1 << 30
 
 
@@ -165,11 +166,14 @@ def measure_scenarios(
     options: ProfileOptions,
     plans: Sequence[Mapping[str, Mask]],
 ) -> list[Scenario]:
-    """Measure given plans, as :func:`profile_network` does its own; to hold curves to what they have not seen."""
+    """Measure given plans as :func:`profile_network` does its own, but longer: to hold curves to what they did not see.
+
+    Curves are fitted to many scenarios and average out what a single one scatters; here each one counts by itself.
+    """
     found: list[Scenario] = []
     draw = iter(plans)
     while len(found) < len(plans):
-        found += _measure(layers, sizes, source, write, feeds, options, islice(draw, _BATCH))[0]
+        found += _measure(layers, sizes, source, write, feeds, options, islice(draw, _BATCH), 4 * _SECONDS)[0]
     return found
 
 
@@ -251,10 +255,12 @@ def _measure(
     feeds: Mapping[str, np.ndarray],
     options: ProfileOptions,
     draw: Iterable[Mapping[str, Mask]],
+    seconds: float = _SECONDS,
 ) -> tuple[list[Scenario], list[float], Mapping[str, Any]]:
-    """One process that measures a batch. Also the original's times in nanoseconds, one per scenario.
+    """One process that measures a batch, each network ``seconds`` long in turn with the original.
 
-    The batch ends early where its files would take too much of the disk.
+    Also gives the original's times in nanoseconds, one per scenario, and the fingerprint. The batch ends early where
+    its files would take too much of the disk.
     """
     with tempfile.TemporaryDirectory(prefix="graphprune-profile-") as name:
         models: list[Path] = []
@@ -274,7 +280,7 @@ def _measure(
             "inputs": list(feeds),
             "backend": options.backend,
             "options": options.backend_options.to_json() | {"spinning": False},  # two networks in turn: see ``measure``
-            "duration": 0.25,
+            "duration": seconds,
             "fewest": 2,
             "runs": 8,
             "warm_up_ms": 20.0,
