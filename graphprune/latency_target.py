@@ -189,9 +189,10 @@ def meet(
         results.append((plan, found, method))
         _log.info("round %d: asked %.3f, predicted %.3f, measured %.3f [%.3f, %.3f]", len(rounds), asked, predicted,
                   ratio.value, ratio.low, ratio.high)  # fmt: skip
-        if any(_holds(one, len(rounds)) for one in rounds):
+        following = _next(rounds, share)
+        if following is None or any(_holds(one, len(rounds)) for one in rounds):
             break
-        asked = _next(rounds, share)
+        asked = following
     return _chosen(target, rounds, results)
 
 
@@ -289,11 +290,12 @@ def _quick(options: MeasureOptions) -> MeasureOptions:
     return replace(options, duration=options.duration / 3, rounds=max(2, options.rounds // 2), max_width=None)
 
 
-def _next(rounds: Sequence[Round], share: float) -> float:
+def _next(rounds: Sequence[Round], share: float) -> float | None:
     """What to ask the curves for next: where a line through the two nearest candidates meets the aim.
 
     A network has time that no width changes, so the measured ratio falls more slowly than what is asked for; one
-    candidate alone is met by its own ratio.
+    candidate alone is met by its own ratio. Once some are within the target and some are not, the next lies between;
+    None: nothing lies between them that could be told apart.
     """
     # The interval's upper end has to lie below the target, and not far; disturbances may have left a long lower one.
     above = max(rounds[-1].high - rounds[-1].ratio, 0.005 * share)
@@ -305,6 +307,14 @@ def _next(rounds: Sequence[Round], share: float) -> float:
         slope = (apart[0].ratio - nearest.ratio) / (apart[0].asked - nearest.asked)
         slope = min(max(slope, _FLATTEST), _STEEPEST)  # noise must not send it far away
     asked = max(nearest.asked + (aim - nearest.ratio) / slope, nearest.asked / 2)
+    within = max((one.asked for one in rounds if one.high <= one.share), default=None)
+    if within is not None:
+        beyond = min((one.asked for one in rounds if one.asked > within), default=None)
+        if beyond is not None:
+            if beyond / within - 1 < 2 * _STEP:
+                return None
+            margin = _STEP * within
+            return asked if within + margin <= asked <= beyond - margin else (within + beyond) / 2
     step = 1 - _STEP if nearest.high > share else 1 + _STEP
     while any(abs(asked / one.asked - 1) < _STEP / 2 for one in rounds):  # seen already: on, in the same direction
         asked *= step
