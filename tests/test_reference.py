@@ -156,6 +156,25 @@ def test_recurrent_attributes_that_would_be_ignored_are_refused(attributes: dict
         run_float64(ir.from_proto(proto), feeds)
 
 
+def test_weights_that_the_network_rounds_are_rounded() -> None:
+    """As they are in a network in which the cast was folded away; what follows from an input is not."""
+    model = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[2] x) => (float16[1,2] y)
+    <float[2] w = {0.1, 0.3}, int64[1] first = {0}>
+    {
+        wide = Unsqueeze (w, first)
+        half = Cast <to = 10> (wide)
+        small = Cast <to = 10> (x)
+        y = Mul (small, half)
+    }
+    """
+    x = np.array([0.7, 0.9], dtype=np.float32)
+    found = run_float64(ir.from_proto(parse_model(model)), {"x": x})
+    weights = np.array([0.1, 0.3], dtype=np.float32).astype(np.float16).astype(np.float64)
+    np.testing.assert_array_equal(found["y"], (x.astype(np.float64) * weights)[None])
+
+
 def test_every_float_is_widened() -> None:
     """1 + 2**-40 survives constants in all their forms, casts, fills, subgraphs and float16: nothing is rounded."""
     model = """

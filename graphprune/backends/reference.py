@@ -63,7 +63,10 @@ def run_float64(
         text = f"input {missing[0]!r} is not given" if missing else f"there is no input {unknown[0]!r}"
         raise InputError(f"{text}; the model has {', '.join(map(repr, needed)) or 'no inputs'}")
     clone = model.clone()
+    casts = _casts_of_constants(clone.graph)
     _widen(clone.graph)
+    for node, dtype in casts:
+        _round_before(clone.graph, node, dtype)
     for function in clone.functions.values():
         _widen(function)
     # Weights are fed, not stored: the message of a model has a limit of 2 GiB, and a copy in it would be a second one.
@@ -107,6 +110,34 @@ def _tensor(value: ir.Value) -> Array:
     if value.const_value is None:
         raise InputError(f"initialiser {value.name!r} has no contents")
     return _wide(value.const_value.numpy())
+
+
+def _casts_of_constants(graph: ir.Graph) -> list[tuple[ir.Node, int]]:
+    """Casts to 16 bits of what follows from weights alone, with the type.
+
+    They lose bits for good, and a network in which they were folded away has lost them too.
+    """
+    import onnx_ir as ir
+
+    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    constant = set(graph.initializers)
+    found = []
+    for node in graph:
+        if all(value is None or value.name in constant for value in node.inputs):
+            constant.update(str(value.name) for value in node.outputs)
+            wanted = node.attributes.get("to")
+            if wanted is not None and node.inputs and ir.DataType(wanted.as_int()) in halves:
+                found.append((node, wanted.as_int()))
+    return found
+
+
+def _round_before(graph: ir.Graph, node: ir.Node, dtype: int) -> None:
+    import onnx_ir as ir
+
+    rounded = ir.node("Cast", inputs=[node.inputs[0]], attributes={"to": dtype})
+    rounded.outputs[0].name = f"{node.outputs[0].name}/rounded"
+    graph.insert_before(node, rounded)
+    node.replace_input_with(0, rounded.outputs[0])
 
 
 def _widen(graph: ir.Graph | ir.Function) -> None:
