@@ -308,6 +308,8 @@ def _next(rounds: Sequence[Round], share: float) -> float | None:
         slope = min(max(slope, _FLATTEST), _STEEPEST)  # noise must not send it far away
     asked = max(nearest.asked + (aim - nearest.ratio) / slope, nearest.asked / 2)
     within = max((one.asked for one in rounds if one.high <= one.share), default=None)
+    if within is not None and within >= 1.0:
+        return None  # nothing is cut
     if within is not None:
         beyond = min((one.asked for one in rounds if one.asked > within), default=None)
         if beyond is not None:
@@ -346,6 +348,11 @@ def _chosen(target: LatencyTarget, rounds: Sequence[Round], results: Sequence[tu
         below = f"{1 - best.low / best.share:.1%} below the target of {best.share:.3f}x"
         notes.append(f"the artefact's interval begins {below}: {why}")
     plan, comparison, method = results[index]
+    if not plan.kept:
+        notes.append(
+            "nothing had to be cut: the graph as it is written, with what is constant computed beforehand, is that "
+            "much faster than the file that came in"
+        )
     return Met(
         plan, comparison, target, best.share, tuple(rounds), index, method, best.predicted, best.kept, tuple(notes)
     )

@@ -254,6 +254,13 @@ def test_a_wide_interval_is_met_and_noted(bench: Bench) -> None:
     assert "below the target" in met.notes[0]
 
 
+def test_a_target_that_the_written_graph_meets_uncut_is_said(bench: Bench) -> None:
+    met = bench.meet("0.6x", lambda share: (share * 0.57, 0.001))
+    assert met.kept == 1 and not met.plan.kept
+    assert any("nothing had to be cut" in note for note in met.notes)
+    assert not any("nothing had to be cut" in note for note in bench.meet("0.6x", lambda share: (share, 0.001)).notes)
+
+
 def test_the_same_table_gives_the_same_plans(network: Network, table: LatencyTable, monkeypatch: Any) -> None:
     plans = []
     for _ in range(2):
