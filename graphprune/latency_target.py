@@ -315,8 +315,8 @@ def _next(rounds: Sequence[Round], share: float) -> float | None:
         if beyond is not None:
             if beyond / within - 1 < 2 * _STEP:
                 return None
-            margin = _STEP * within
-            return asked if within + margin <= asked <= beyond - margin else (within + beyond) / 2
+            margin = (beyond - within) / 4  # not so near to either end that it says nothing new
+            return min(max(asked, within + margin), beyond - margin)
     step = 1 - _STEP if nearest.high > share else 1 + _STEP
     while any(abs(asked / one.asked - 1) < _STEP / 2 for one in rounds):  # seen already: on, in the same direction
         asked *= step
