@@ -290,8 +290,8 @@ class Sweep:
         module: that is run in the processes, ``benchmarks.coverage``.
         title: of its ``--help``.
         suites: the suite of every network that may have a row, in the page's order.
-        examine: one network, in this process: its second argument is given more figures after every stage. Of these,
-            ``status`` is ``equal`` or what went wrong, and ``reason`` says more.
+        examine: one network whose packages are there, in this process: its second argument is given more figures after
+            every stage. Of these, ``status`` is ``equal`` or what went wrong, and ``reason`` says more.
         document: the page.
         page: name of the page and of its rows in ``docs``, without their endings.
         timeout, memory: seconds and bytes at which a process is ended.
@@ -336,13 +336,20 @@ class Sweep:
         parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
         given = parser.parse_args(arguments)
         if given.one:
+            from models_zoo import ZOO
+
             told: Row = {}
 
             def tell(more: Row) -> None:
                 told.update(more)
                 given.into.write_text(json.dumps(told), encoding="utf-8")
 
-            self.examine(given.one, tell)
+            missing = ZOO[given.one].missing() if given.one in ZOO else ()
+            if missing:
+                tell({"status": "missing", "reason": f"needs {', '.join(missing)}"})
+            else:
+                tell({"status": "failed", "reason": "crashed while it was loaded"})
+                self.examine(given.one, tell)
             return 0
         rows = read_rows(given.results)
         if given.networks or given.suites:

@@ -78,8 +78,8 @@ def _say(refusal: Any) -> str:
 def examine(name: str, tell: Callable[[dict[str, Any]], None]) -> None:
     """One network, in this process: ``tell`` is given more figures after every stage (seconds, counts, shares, bytes).
 
-    ``status`` is ``equal``, or what went wrong: ``missing`` (packages), ``not made`` (the zoo's or a tool's fault),
-    ``not exported``, ``nothing prunable``, ``not equal``, ``unproved``, ``failed``; ``reason`` says more.
+    ``status`` is ``equal``, or what went wrong: ``not made`` (the zoo's or a tool's fault), ``not exported``,
+    ``nothing prunable``, ``not equal``, ``unproved``, ``failed``; ``reason`` says more.
     """
     from graphprune.errors import GraphpruneError, NothingPrunableError, VerificationError
     from models_zoo import ZOO
@@ -88,10 +88,6 @@ def examine(name: str, tell: Callable[[dict[str, Any]], None]) -> None:
         operators(tell)
         return
     recipe = ZOO[name]
-    if missing := recipe.missing():
-        tell({"status": "missing", "reason": f"needs {', '.join(missing)}"})
-        return
-    tell({"status": "failed", "reason": "crashed while it was loaded"})
     try:
         network = load_network(name)
     except GraphpruneError as error:

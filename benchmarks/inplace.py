@@ -44,24 +44,19 @@ REQUIRED = ("torchvision", "timm")
 def examine(name: str, tell: Callable[[Row], None]) -> None:
     """One network, in this process: ``tell`` is given more figures after every stage.
 
-    ``status`` is ``equal``, or what went wrong: ``missing`` (packages), ``not made`` (the zoo's or the exporter's
-    fault), ``nothing prunable``, ``in part`` (equal, by a plan that leaves groups whole), ``refused``, ``not equal``,
-    ``failed``; ``reason`` says more.
+    ``status`` is ``equal``, or what went wrong: ``not made`` (the zoo's or the exporter's fault), ``nothing prunable``,
+    ``in part`` (equal, by a plan that leaves groups whole), ``refused``, ``not equal``, ``failed``; ``reason`` says
+    more.
     """
     from graphprune.errors import GraphpruneError, NothingPrunableError, UnsupportedError
     from graphprune.pipeline import load
     from graphprune.training.inplace import prune_module
-    from models_zoo import ZOO
 
-    if missing := ZOO[name].missing():
-        tell({"status": "missing", "reason": f"needs {', '.join(missing)}"})
-        return
-    tell({"status": "failed", "reason": "crashed while it was loaded"})
     start = time.perf_counter()
     try:
         module, inputs = build(name)
         network = load(module, inputs=inputs)
-    except (GraphpruneError, Exception) as error:  # packages raise what they like: the row says it
+    except Exception as error:  # packages raise what they like: the row says it
         tell({"status": "not made", "reason": f"{type(error).__name__}: {error}"})
         return
     seconds = {"load": time.perf_counter() - start}

@@ -19,7 +19,7 @@ from graphprune.ir.program import Array, release
 from graphprune.latency.profile import ProfileOptions
 from graphprune.latency.table import elsewhere, read_table
 from graphprune.latency_model import LatencyModel
-from graphprune.latency_target import LatencyTarget, Met, meet, predict, solve
+from graphprune.latency_target import LatencyTarget, Met, Planner, meet, predict
 from graphprune.options import ExportOptions
 from graphprune.passes.allocate import Allocator, Target, allocator
 from graphprune.passes.allocate.target import Quantity
@@ -127,8 +127,7 @@ class Chooser:
         """Widths for a share of the original's predicted time, or of its MACs where nothing is measured."""
         if self.options.measure is None:
             return method.allocate(chosen, scores, self.network.cost, [Target.parse(f"{share:.4f}x", "macs")]).plan
-        model = self._curves(chosen)
-        return solve(share, model, chosen, scores, self.network.cost, method, ())[0]
+        return Planner(self._curves(chosen), chosen, scores, self.network.cost, method).at(share).plan
 
     def _searched(self, chosen: Sequence[Group], scores: Scores, method: Allocator) -> Scores:
         """Scores with a factor for each group, found by looking; once for a job."""
@@ -142,8 +141,8 @@ class Chooser:
                 if options.target_latency is None:
                     return method.allocate(chosen, weighed, network.cost, self.targets).plan
                 model = self._curves(chosen)
-                share = LatencyTarget.parse(options.target_latency).share(model.original_ns / 1e6)
-                return solve(share, model, chosen, weighed, network.cost, method, self.targets)[0]
+                share = LatencyTarget.parse(options.target_latency).within(model.original_ns / 1e6)
+                return Planner(model, chosen, weighed, network.cost, method, self.targets).at(share).plan
 
             budget = Budget.parse(options.search_budget)
             with timed(self.seconds, "search"):
@@ -203,22 +202,17 @@ class Chooser:
             release(network.program.model)
         return self.scores
 
-    def _meet(
-        self,
-        chosen: Sequence[Group],
-        scores: Scores,
-        method: Allocator,
-        tightened: float,
-    ) -> Met:
+    def _meet(self, chosen: Sequence[Group], scores: Scores, method: Allocator, tightened: float) -> Met:
         """Step curves, and as many candidates as it takes; without measuring the curves alone."""
         network, options = self.network, self.options
         timing = options.measure
         assert options.target_latency is not None
         model = self._curves(chosen)
+        planner = Planner(model, chosen, scores, network.cost, method, self.targets)
         asked = LatencyTarget.parse(options.target_latency)
         if timing is None:
             with timed(self.seconds, "meet"):
-                met = predict(asked, model, chosen, scores, network.cost, method, self.targets)
+                met = predict(asked, planner)
             return replace(met, notes=(*met.notes, _predicted(met, model)))
         feeds = network.program.examples
         candidate = self.staging / "candidate" / "model.onnx"
@@ -235,20 +229,7 @@ class Chooser:
 
         target = replace(asked, value=asked.value * tightened)
         with timed(self.seconds, "meet"):
-            met = meet(
-                target,
-                model,
-                chosen,
-                scores,
-                network.cost,
-                method,
-                self.targets,
-                self.source,
-                build,
-                feeds,
-                timing,
-                options.statistic,
-            )
+            met = meet(target, planner, self.source, build, feeds, timing, options.statistic)
         notes = met.notes
         if options.latency_table is not None and (
             there := elsewhere(model.table, timing.backend, timing.backend_options)

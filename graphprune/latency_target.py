@@ -14,7 +14,6 @@ from graphprune.latency.figures import Figure, Statistic, enough_for, figure_of
 from graphprune.latency.measure import Comparison, MeasureOptions, measure
 from graphprune.latency_model import LatencyModel
 from graphprune.passes.allocate import (
-    Allocation,
     Allocator,
     Target,
     WidthProblem,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from graphprune.coupling.groups import Group
     from graphprune.passes.score import Scores
 
-__all__ = ["LatencyTarget", "Met", "Round", "meet", "predict", "solve"]
+__all__ = ["LatencyTarget", "Met", "Planned", "Planner", "Round", "meet", "predict"]
 
 _log = logging.getLogger(__name__)
 
@@ -126,14 +125,83 @@ class Met:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Planned:
+    """Widths that the curves predict to take a share of the original's time.
+
+    ``method``: who found them; ``kept``: share of the importance; ``predicted``: share of the original's time.
+    """
+
+    plan: Plan
+    method: str
+    kept: float
+    predicted: float
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Finds widths on the curves.
+
+    Attributes:
+        model: the curves.
+        groups: that may be cut.
+        scores: of their units.
+        cost: for further limits.
+        allocator: ``knapsack`` solves on the curves; others are asked for MACs until the curves predict the time.
+        limits: on parameters and MACs, which hold as well.
+    """
+
+    model: LatencyModel
+    groups: Sequence[Group]
+    scores: Scores
+    cost: Cost
+    allocator: Allocator
+    limits: Sequence[Target] = ()
+
+    def at(self, share: float) -> Planned:
+        """What keeps the most within a share of the original's time. Raises TargetError: nothing is that fast."""
+        steps = widths_of(self.groups, self.scores, self.allocator)
+        fixed = {name: size for name, size in self.model.sizes.items() if name not in {one.id for one in steps.groups}}
+        resources = (self.model.resource(share), *cost_resources(self.cost, self.limits))
+        problem = WidthProblem(steps, self.scores.from_zero(), resources, fixed)
+        whole = problem.value({one.id: one.size for one in steps.groups})
+        if self.allocator.name == "knapsack":
+            plan, solution = fitted_widths(problem, self.cost)
+            return Planned(plan, solution.method, solution.value / whole, self._predicted(plan))
+        plan = self._by_macs(share)
+        counts = {one.id: len(plan.kept.get(one.id, range(one.size))) for one in steps.groups}
+        return Planned(plan, self.allocator.name, problem.value(counts) / whole, self._predicted(plan))
+
+    def _by_macs(self, share: float) -> Plan:
+        """The allocator's plan with the most MACs whose predicted time is within the share."""
+        low, high = 0.0, 1.0
+        best: Plan | None = None
+        reason: TargetError | None = None
+        while high - low > 0.002:
+            middle = (low + high) / 2
+            limits = (Target("macs", middle), *self.limits)
+            try:
+                found = self.allocator.allocate(self.groups, self.scores, self.cost, limits).plan
+            except TargetError as error:
+                low, reason = middle, error
+                continue
+            if self._predicted(found) <= share:
+                best, low = found, middle
+            else:
+                high = middle
+        if best is None:
+            raise reason or TargetError(
+                f"no plan of '{self.allocator.name}' is predicted to take {share:.2f}x of the time"
+            )
+        return best
+
+    def _predicted(self, plan: Plan) -> float:
+        return self.model.share({name: float(len(units)) for name, units in plan.kept.items()})
+
+
 def meet(
     target: LatencyTarget,
-    model: LatencyModel,
-    groups: Sequence[Group],
-    scores: Scores,
-    cost: Cost,
-    allocator: Allocator,
-    limits: Sequence[Target],
+    planner: Planner,
     source: Path,
     build: Callable[[Plan], Path],
     feeds: Mapping[str, Any],
@@ -148,12 +216,7 @@ def meet(
 
     Args:
         target: on latency.
-        model: the curves.
-        groups: that may be cut.
-        scores: of their units.
-        cost: for further limits.
-        allocator: ``knapsack`` solves on the curves; others are asked for MACs until the curves predict the time.
-        limits: on parameters and MACs, which hold as well.
+        planner: finds widths on the curves.
         source: the original's file.
         build: writes the network of a plan to a file.
         feeds: of the measurement.
@@ -165,19 +228,18 @@ def meet(
         NoiseError: the machine is too noisy to tell.
         UsageError: a time that is above what the original was measured to take.
     """
-    share = target.within(model.original_ns / 1e6)  # the curves may be of another device, or of a slower hour
+    share = target.within(planner.model.original_ns / 1e6)  # the curves may be of another device, or a slower hour
     rounds: list[Round] = []
-    results: list[tuple[Plan, Comparison, str]] = []
-    asked = min(1.0, share * (1 - _SLACK / 2))
-    while len(rounds) < _ROUNDS:
+    results: list[tuple[Planned, Comparison]] = []
+    asked: float | None = min(1.0, share * (1 - _SLACK / 2))
+    while asked is not None and len(rounds) < _ROUNDS:
         try:
-            plan, method, kept = solve(asked, model, groups, scores, cost, allocator, limits)
+            planned = planner.at(asked)
         except TargetError as error:
             if not rounds:
                 raise
             raise TargetError(_missed(target, rounds, str(error))) from error
-        predicted = model.share({name: float(len(units)) for name, units in plan.kept.items()})
-        candidate = build(plan)
+        candidate = build(planned.plan)
         found, figure = _compare(source, candidate, feeds, _quick(options), statistic)
         ratio = figure.ratio
         near = abs(ratio.value / target.within(figure.a_ms) - 1) <= _NEAR
@@ -185,90 +247,24 @@ def meet(
             found, figure = _compare(source, candidate, feeds, options, statistic)
             ratio = figure.ratio
         share = target.within(figure.a_ms) if rounds else target.share(figure.a_ms)
-        rounds.append(Round(asked, predicted, ratio.value, ratio.low, ratio.high, kept, share))
-        results.append((plan, found, method))
-        _log.info("round %d: asked %.3f, predicted %.3f, measured %.3f [%.3f, %.3f]", len(rounds), asked, predicted,
-                  ratio.value, ratio.low, ratio.high)  # fmt: skip
-        following = _next(rounds, share)
-        if following is None or any(_holds(one, len(rounds)) for one in rounds):
-            break
-        asked = following
+        rounds.append(Round(asked, planned.predicted, ratio.value, ratio.low, ratio.high, planned.kept, share))
+        results.append((planned, found))
+        _log.info("round %d: asked %.3f, predicted %.3f, measured %.3f [%.3f, %.3f]", len(rounds), asked,
+                  planned.predicted, ratio.value, ratio.low, ratio.high)  # fmt: skip
+        asked = None if any(_holds(one, len(rounds)) for one in rounds) else _next(rounds, share)
     return _chosen(target, rounds, results)
 
 
-def predict(
-    target: LatencyTarget,
-    model: LatencyModel,
-    groups: Sequence[Group],
-    scores: Scores,
-    cost: Cost,
-    allocator: Allocator,
-    limits: Sequence[Target],
-) -> Met:
+def predict(target: LatencyTarget, planner: Planner) -> Met:
     """Solve on the curves alone, for a device that is not here: nothing is built or measured.
-
-    Args: as of :func:`meet`.
 
     Raises:
         TargetError: no widths are predicted to reach it.
         UsageError: a time that is above what the original takes by the curves.
     """
-    share = target.share(model.original_ns / 1e6, by=" by the latency table")
-    plan, method, kept = solve(share, model, groups, scores, cost, allocator, limits)
-    predicted = model.share({name: float(len(units)) for name, units in plan.kept.items()})
-    return Met(plan, None, target, share, (), None, method, predicted, kept)
-
-
-def solve(
-    asked: float,
-    model: LatencyModel,
-    groups: Sequence[Group],
-    scores: Scores,
-    cost: Cost,
-    allocator: Allocator,
-    limits: Sequence[Target],
-) -> tuple[Plan, str, float]:
-    """Plan, who found it, and the share of the importance that it keeps."""
-    steps = widths_of(groups, scores, allocator)
-    fixed = {name: size for name, size in model.sizes.items() if name not in {one.id for one in steps.groups}}
-    resources = (model.resource(asked), *cost_resources(cost, limits))
-    problem = WidthProblem(steps, scores.from_zero(), resources, fixed)
-    whole = problem.value({one.id: one.size for one in steps.groups})
-    if allocator.name == "knapsack":
-        plan, solution = fitted_widths(problem, cost)
-        return plan, solution.method, solution.value / whole
-    found = _by_macs(asked, model, groups, scores, cost, allocator, limits)
-    counts = {one.id: len(found.plan.kept.get(one.id, range(one.size))) for one in steps.groups}
-    return found.plan, allocator.name, problem.value(counts) / whole
-
-
-def _by_macs(
-    asked: float,
-    model: LatencyModel,
-    groups: Sequence[Group],
-    scores: Scores,
-    cost: Cost,
-    allocator: Allocator,
-    limits: Sequence[Target],
-) -> Allocation:
-    """The allocator's plan with the most MACs whose predicted time is within the share asked for."""
-    low, high = 0.0, 1.0
-    best: Allocation | None = None
-    reason: TargetError | None = None
-    while high - low > 0.002:
-        middle = (low + high) / 2
-        try:
-            found = allocator.allocate(groups, scores, cost, (Target("macs", middle), *limits))
-        except TargetError as error:
-            low, reason = middle, error
-            continue
-        if model.share({name: float(len(units)) for name, units in found.plan.kept.items()}) <= asked:
-            best, low = found, middle
-        else:
-            high = middle
-    if best is None:
-        raise reason or TargetError(f"no plan of '{allocator.name}' is predicted to take {asked:.2f}x of the time")
-    return best
+    share = target.share(planner.model.original_ns / 1e6, by=" by the latency table")
+    found = planner.at(share)
+    return Met(found.plan, None, target, share, (), None, found.method, found.predicted, found.kept)
 
 
 def _holds(one: Round, tried: int) -> bool:
@@ -295,7 +291,7 @@ def _next(rounds: Sequence[Round], share: float) -> float | None:
 
     A network has time that no width changes, so the measured ratio falls more slowly than what is asked for; one
     candidate alone is met by its own ratio. Once some are within the target and some are not, the next lies between;
-    None: nothing lies between them that could be told apart.
+    None: nothing lies between them that could be told apart, or nothing is cut.
     """
     # The interval's upper end has to lie below the target, and not far; disturbances may have left a long lower one.
     above = max(rounds[-1].high - rounds[-1].ratio, 0.005 * share)
@@ -307,23 +303,20 @@ def _next(rounds: Sequence[Round], share: float) -> float | None:
         slope = (apart[0].ratio - nearest.ratio) / (apart[0].asked - nearest.asked)
         slope = min(max(slope, _FLATTEST), _STEEPEST)  # noise must not send it far away
     asked = max(nearest.asked + (aim - nearest.ratio) / slope, nearest.asked / 2)
-    within = max((one.asked for one in rounds if one.high <= one.share), default=None)
-    if within is not None and within >= 1.0:
-        return None  # nothing is cut
-    if within is not None:
-        beyond = min((one.asked for one in rounds if one.asked > within), default=None)
-        if beyond is not None:
-            if beyond / within - 1 < 2 * _STEP:
-                return None
-            margin = (beyond - within) / 4  # not so near to either end that it says nothing new
-            return min(max(asked, within + margin), beyond - margin)
+    within = max((one.asked for one in rounds if one.high <= one.share), default=0.0)
+    beyond = min((one.asked for one in rounds if one.asked > within), default=None)
+    if within >= 1.0 or (within and beyond is not None and beyond / within - 1 < 2 * _STEP):
+        return None
+    if within and beyond is not None:
+        margin = (beyond - within) / 4  # not so near to either end that it says nothing new
+        return min(max(asked, within + margin), beyond - margin)
     step = 1 - _STEP if nearest.high > share else 1 + _STEP
     while any(abs(asked / one.asked - 1) < _STEP / 2 for one in rounds):  # seen already: on, in the same direction
         asked *= step
     return min(1.0, asked)
 
 
-def _chosen(target: LatencyTarget, rounds: Sequence[Round], results: Sequence[tuple[Plan, Comparison, str]]) -> Met:
+def _chosen(target: LatencyTarget, rounds: Sequence[Round], results: Sequence[tuple[Planned, Comparison]]) -> Met:
     """The artefact that keeps the most within the target. Raises TargetError or NoiseError."""
     within = [index for index, one in enumerate(rounds) if one.high <= one.share]
     if not within:
@@ -347,15 +340,16 @@ def _chosen(target: LatencyTarget, rounds: Sequence[Round], results: Sequence[tu
             why = f"no nearer one was found in {len(rounds)} rounds"
         below = f"{1 - best.low / best.share:.1%} below the target of {best.share:.3f}x"
         notes.append(f"the artefact's interval begins {below}: {why}")
-    plan, comparison, method = results[index]
-    if not plan.kept:
+    found, comparison = results[index]
+    if not found.plan.kept:
         notes.append(
             "nothing had to be cut: the graph as it is written, with what is constant computed beforehand, is that "
             "much faster than the file that came in"
         )
     return Met(
-        plan, comparison, target, best.share, tuple(rounds), index, method, best.predicted, best.kept, tuple(notes)
-    )
+        found.plan, comparison, target, best.share, tuple(rounds), index, found.method, found.predicted, found.kept,
+        tuple(notes),
+    )  # fmt: skip
 
 
 def _missed(target: LatencyTarget, rounds: Sequence[Round], why: str) -> str:

@@ -24,8 +24,6 @@ from graphprune.search import Budget
 
 __all__ = ["ExportOptions", "check_options", "settled", "shard_size", "untimed"]
 
-_ADDING_UP = frozenset({"obs", "taylor", "fisher"})  # their scores estimate a loss, so that sums of them mean something
-
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -108,7 +106,8 @@ def settled(options: ExportOptions) -> ExportOptions:
     """With the choices that were left open."""
     data = options.calib is not None
     ranking = options.criterion or ("obs" if data else "magnitude")
-    adds_up = options.target_latency is not None or ranking in _ADDING_UP
+    found = criterion(ranking, **options.criterion_options)
+    adds_up = options.target_latency is not None or getattr(found, "estimates_loss", False)
     return replace(
         options,
         criterion=ranking,

@@ -17,7 +17,7 @@ import graphprune.latency.measure as measuring
 from graphprune.backends import Availability, BackendOptions
 from graphprune.backends import base as backends_base
 from graphprune.backends.openvino import OpenVinoBackend
-from graphprune.cli.runtimes import _TENSORRT, _cpus, runtimes, tensorrt_settings
+from graphprune.cli.runtimes import _TENSORRT, _cpus, runtimes
 from graphprune.errors import NoiseError, UsageError
 from graphprune.latency import disturbance
 from graphprune.latency.results import Comparison, Measurement, Noise, WarmUp
@@ -346,8 +346,10 @@ def test_backends_says_what_is_there_and_what_to_install(run_cli: Any, monkeypat
 def test_the_words_of_tensorrt_become_its_settings(relu: Path, run_cli: Any) -> None:
     given = {flag.strip("-").replace("-", "_"): None for flag, _, _ in _TENSORRT}
     given |= {"opt_shapes": "x:1x4", "version_compatible": True}
-    assert tensorrt_settings(dict(given), ["tensorrt"]) == ("opt-shapes=x:1x4", "version-compatible=true")
-    assert tensorrt_settings(dict(given), ["tensorrt", "openvino"])[1] == "tensorrt:version-compatible=true"
+    expected = (("opt-shapes", "x:1x4"), ("version-compatible", "true"))
+    assert runtimes(["tensorrt"], [], [], **given)["tensorrt"].settings == expected
+    two = runtimes(["tensorrt", "openvino"], [], [], **given)
+    assert (two["tensorrt"].settings, two["openvino"].settings) == (expected, ())
     for verb, more in (
         ("bench", ()),
         ("profile", ("-o", "t.json")),

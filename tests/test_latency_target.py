@@ -31,7 +31,7 @@ from graphprune.latency.results import Comparison
 from graphprune.latency.statistics import percentile_ratio
 from graphprune.latency.table import LatencyTable, cache_file, read_cached, read_table, write_cached, write_table
 from graphprune.latency_model import LatencyModel
-from graphprune.latency_target import LatencyTarget, Met, meet
+from graphprune.latency_target import LatencyTarget, Met, Planner, meet
 from graphprune.passes.allocate import Target, allocator
 from graphprune.passes.files import keep_of
 from graphprune.passes.score import criterion, score_groups
@@ -152,10 +152,8 @@ class Bench:
         self.monkeypatch.setattr(targeting, "measure", measure)
         groups, program = self.network.grouping.groups, self.network.program
         scores = score_groups(criterion("magnitude"), groups, program.tensor)
-        return meet(
-            LatencyTarget.parse(target), self.model, groups, scores, self.network.cost, allocator(method), limits,
-            Path("original"), build, {}, MeasureOptions(), statistic,
-        )  # fmt: skip
+        planner = Planner(self.model, groups, scores, self.network.cost, allocator(method), limits)
+        return meet(LatencyTarget.parse(target), planner, Path("original"), build, {}, MeasureOptions(), statistic)
 
 
 def sampled(share: float) -> Comparison:

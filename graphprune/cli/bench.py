@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -15,23 +15,15 @@ from graphprune.cli.options import (
     input_shapes_option,
     json_option,
     seed_option,
-    threads_option,
     warm_up_ms_option,
 )
-from graphprune.cli.runtimes import (
-    affinity_option,
-    backend_option,
-    device_option,
-    runtimes,
-    setting_option,
-    tensorrt_options,
-    tensorrt_settings,
-)
+from graphprune.cli.runtimes import runtime_options
 from graphprune.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from graphprune.backends import BackendOptions
     from graphprune.ir.program import Program
 
 
@@ -42,12 +34,7 @@ if TYPE_CHECKING:
     "--batch", type=click.IntRange(min=1), default=None, metavar="N",
     help="Size of the first dimension of the inputs where the model leaves it free.",
 )  # fmt: skip
-@backend_option()
-@device_option()
-@setting_option()
-@tensorrt_options()
-@threads_option()
-@affinity_option()
+@runtime_options()
 @duration_option("3s")
 @click.option(
     "--iterations", type=click.IntRange(min=1), default=None, metavar="N",
@@ -76,11 +63,7 @@ def command(
     models: tuple[Path, ...],
     input_shapes: dict[str | None, tuple[int, ...]],
     batch: int | None,
-    backend: tuple[str, ...],
-    device: tuple[str, ...],
-    setting: tuple[str, ...],
-    threads: int | None,
-    affinity: tuple[int, ...],
+    chosen: dict[str, BackendOptions],
     duration: float,
     iterations: int | None,
     warm_up_ms: float,
@@ -89,7 +72,6 @@ def command(
     csv_file: Path | None,
     seed: int,
     json_output: bool,
-    **tensorrt: Any,
 ) -> None:
     """Measure MODEL, or several models in turn, in fresh processes; ratios are to the first."""
     from graphprune.latency.measure import MeasureOptions, measure_in_turn
@@ -98,8 +80,6 @@ def command(
     from graphprune.report.bench import Bench, write_csv
     from graphprune.report.tables import bench_report, console
 
-    setting += tensorrt_settings(tensorrt, backend)
-    chosen = runtimes(backend, device, setting, threads=threads, affinity=affinity)
     for name in chosen:  # before the others are measured for nothing
         if why := untimed(name):
             raise UsageError(f"nothing can be timed on {name} here: {why}")

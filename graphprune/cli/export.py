@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,18 +19,12 @@ from graphprune.cli.options import (
     json_option,
     rtol_option,
     seed_option,
-    threads_option,
     warm_up_ms_option,
 )
-from graphprune.cli.runtimes import (
-    affinity_option,
-    backend_option,
-    device_option,
-    runtimes,
-    setting_option,
-    tensorrt_options,
-    tensorrt_settings,
-)
+from graphprune.cli.runtimes import runtime_options
+
+if TYPE_CHECKING:
+    from graphprune.backends import BackendOptions
 
 
 def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -109,12 +103,7 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Measure original and artefact in turn.")
 @duration_option("3s")
 @warm_up_ms_option()
-@backend_option()
-@device_option()
-@setting_option()
-@tensorrt_options()
-@threads_option()
-@affinity_option()
+@runtime_options()
 @click.option(
     "--max-shard-size", metavar="SIZE",
     help="Weights that take more go to several data files, none larger: 500MB, 2GB, 2GiB.",
@@ -130,11 +119,7 @@ def command(
     measure: bool,
     duration: float,
     warm_up_ms: float,
-    backend: tuple[str, ...],
-    device: tuple[str, ...],
-    setting: tuple[str, ...],
-    threads: int | None,
-    affinity: tuple[int, ...],
+    chosen: dict[str, BackendOptions],
     target_latency: str | None,
     seed: int,
     json_output: bool,
@@ -158,8 +143,6 @@ def command(
 
     if options["calib_images"] is not None:
         options["calib_images"] = Preprocessing.parse(options["calib_images"])
-    setting += tensorrt_settings(options, backend)
-    chosen = runtimes(backend, device, setting, threads=threads, affinity=affinity)
     if len(chosen) > 1:
         raise UsageError(
             f"export measures on one backend, not on {' and '.join(chosen)}; `graphprune bench` takes several"

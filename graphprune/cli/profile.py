@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,17 +16,11 @@ from graphprune.cli.options import (
     input_shapes_option,
     json_option,
     seed_option,
-    threads_option,
 )
-from graphprune.cli.runtimes import (
-    affinity_option,
-    backend_option,
-    device_option,
-    runtimes,
-    setting_option,
-    tensorrt_options,
-    tensorrt_settings,
-)
+from graphprune.cli.runtimes import runtime_options
+
+if TYPE_CHECKING:
+    from graphprune.backends import BackendOptions
 
 
 @click.command("profile")
@@ -39,12 +33,7 @@ from graphprune.cli.runtimes import (
 @include_option()
 @exclude_option()
 @click.option("--stat", is_flag=True, help="Also vary inexact groups.")
-@backend_option()
-@device_option()
-@setting_option()
-@tensorrt_options()
-@threads_option()
-@affinity_option()
+@runtime_options()
 @duration_option("4min")
 @seed_option()
 @json_option()
@@ -55,15 +44,10 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     stat: bool,
-    backend: tuple[str, ...],
-    device: tuple[str, ...],
-    setting: tuple[str, ...],
-    threads: int | None,
-    affinity: tuple[int, ...],
+    chosen: dict[str, BackendOptions],
     duration: float,
     seed: int,
     json_output: bool,
-    **tensorrt: Any,
 ) -> None:
     """Measure how long MODEL's layers take at many widths on this device, and write the table.
 
@@ -78,8 +62,6 @@ def command(
     from graphprune.report.latency import profile_report
     from graphprune.report.tables import console
 
-    setting += tensorrt_settings(tensorrt, backend)
-    chosen = runtimes(backend, device, setting, threads=threads, affinity=affinity)
     if len(chosen) > 1:
         raise UsageError(f"a table is of one backend, not of {' and '.join(chosen)}; make one for each")
     (name, runtime), *_ = chosen.items()

@@ -5,32 +5,26 @@ With several backends a word that is meant for one of them begins with its name:
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from graphprune.cli.options import threads_option
 from graphprune.errors import UsageError
 
 if TYPE_CHECKING:
     from graphprune.backends import BackendOptions
 
-__all__ = [
-    "affinity_option",
-    "backend_option",
-    "device_option",
-    "runtimes",
-    "setting_option",
-    "tensorrt_options",
-    "tensorrt_settings",
-]
+__all__ = ["runtime_options", "runtimes"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Decorator = Callable[[_F], _F]
 
 
-def backend_option() -> _Decorator[Any]:
+def _backend_option() -> _Decorator[Any]:
     """``--backend``, repeatable; the verb gets ``backend: tuple[str, ...]``."""
     return click.option(
         "--backend", multiple=True, metavar="NAME", default=("onnxruntime",), show_default=True,
@@ -38,7 +32,7 @@ def backend_option() -> _Decorator[Any]:
     )  # fmt: skip
 
 
-def device_option() -> _Decorator[Any]:
+def _device_option() -> _Decorator[Any]:
     """``--device`` and ``--providers``, which are the same; the verb gets ``device: tuple[str, ...]``."""
     return click.option(
         "--device", "--providers", multiple=True, metavar="NAMES",
@@ -47,7 +41,7 @@ def device_option() -> _Decorator[Any]:
     )  # fmt: skip
 
 
-def setting_option() -> _Decorator[Any]:
+def _setting_option() -> _Decorator[Any]:
     """``--option``, repeatable; the verb gets ``setting: tuple[str, ...]``."""
     return click.option(
         "--option", "setting", multiple=True, metavar="KEY=VALUE",
@@ -70,8 +64,8 @@ _TENSORRT = (
 )
 
 
-def tensorrt_options() -> _Decorator[Any]:
-    """The flags of the TensorRT backend; the verb gets each as a text, True or None, for :func:`tensorrt_settings`."""
+def _tensorrt_options() -> _Decorator[Any]:
+    """The flags of the TensorRT backend; the verb gets each as a text, True or None, for :func:`runtimes`."""
 
     def add(command: _F) -> _F:
         for flag, metavar, text in reversed(_TENSORRT):
@@ -82,25 +76,7 @@ def tensorrt_options() -> _Decorator[Any]:
     return add
 
 
-def tensorrt_settings(options: dict[str, Any], backends: Sequence[str]) -> tuple[str, ...]:
-    """Take the flags of :func:`tensorrt_options` out of a verb's options, as words for :func:`runtimes`.
-
-    Raises:
-        UsageError: one is given, but the backend is another.
-    """
-    words = []
-    for flag, _, _ in _TENSORRT:
-        value = options.pop(flag.strip("-").replace("-", "_"))
-        if value is not None:
-            if "tensorrt" not in backends:
-                raise UsageError(f"{flag} is an option of TensorRT; add --backend tensorrt, or leave it out.")
-            words.append(
-                f"{'tensorrt:' if len(backends) > 1 else ''}{flag.strip('-')}={'true' if value is True else value}"
-            )
-    return tuple(words)
-
-
-def affinity_option() -> _Decorator[Any]:
+def _affinity_option() -> _Decorator[Any]:
     """``--affinity``; the verb gets ``affinity: tuple[int, ...]``."""
     return click.option(
         "--affinity", metavar="CPUS", default="", callback=lambda _ctx, _param, text: _cpus(text),
@@ -108,15 +84,40 @@ def affinity_option() -> _Decorator[Any]:
     )  # fmt: skip
 
 
+def runtime_options() -> _Decorator[Any]:
+    """All of these and ``--threads``; the verb gets what they say as ``chosen: dict[str, BackendOptions]``."""
+
+    def add(command: _F) -> _F:
+        @functools.wraps(command)
+        def reading(*args: Any, **given: Any) -> Any:
+            chosen = runtimes(**{name: given.pop(name) for name in names})
+            return command(*args, chosen=chosen, **given)
+
+        read: Any = reading
+        before = len(getattr(read, "__click_params__", ()))
+        for one in (
+            _affinity_option(), threads_option(), _tensorrt_options(), _setting_option(), _device_option(),
+            _backend_option(),
+        ):  # fmt: skip
+            read = one(read)
+        names = [str(one.name) for one in read.__click_params__[before:]]
+        return read  # type: ignore[no-any-return]
+
+    return add
+
+
 def runtimes(
-    backends: Sequence[str],
-    devices: Sequence[str],
-    settings: Sequence[str],
+    backend: Sequence[str],
+    device: Sequence[str],
+    setting: Sequence[str],
     *,
     threads: int | None = None,
     affinity: tuple[int, ...] = (),
+    **tensorrt: Any,
 ) -> dict[str, BackendOptions]:
     """The options of each backend by its name, in the order given.
+
+    Args: what :func:`runtime_options` read.
 
     Raises:
         UsageError: a backend that is not known or is given twice, a word for a backend that was not asked for, or one
@@ -124,19 +125,19 @@ def runtimes(
     """
     from graphprune.backends import BackendOptions, get_backend
 
-    if twice := [name for name in backends if backends.count(name) > 1]:
+    if twice := [name for name in backend if backend.count(name) > 1]:
         raise UsageError(f"--backend {twice[0]} is given twice; give it once.")
-    for name in backends:
+    for name in backend:
         get_backend(name)
     providers: dict[str, tuple[str, ...]] = {}
-    for text in devices:
-        name, words = _scoped(text, backends, "--device")
+    for text in device:
+        name, words = _scoped(text, backend, "--device")
         if name in providers:
             raise UsageError(f"--device: {name} has two lists of devices; give one, separated by commas.")
         providers[name] = tuple(word.strip() for word in words.split(",") if word.strip())
     given: dict[str, list[tuple[str, str]]] = {}
-    for text in settings:
-        name, words = _scoped(text, backends, "--option")
+    for text in (*setting, *_tensorrt_settings(tensorrt, backend)):
+        name, words = _scoped(text, backend, "--option")
         key, equals, value = words.partition("=")
         if not (key and equals):
             raise UsageError(f"--option {text!r}: write KEY=VALUE, for example INFERENCE_PRECISION_HINT=bf16.")
@@ -148,8 +149,26 @@ def runtimes(
             settings=tuple(given.get(name, ())),
             affinity=affinity,
         )
-        for name in backends
+        for name in backend
     }
+
+
+def _tensorrt_settings(flags: Mapping[str, Any], backends: Sequence[str]) -> tuple[str, ...]:
+    """The flags of TensorRT as words of ``--option``.
+
+    Raises:
+        UsageError: one is given, but the backend is another.
+    """
+    words = []
+    for flag, _, _ in _TENSORRT:
+        value = flags.get(flag.strip("-").replace("-", "_"))
+        if value is not None:
+            if "tensorrt" not in backends:
+                raise UsageError(f"{flag} is an option of TensorRT; add --backend tensorrt, or leave it out.")
+            words.append(
+                f"{'tensorrt:' if len(backends) > 1 else ''}{flag.strip('-')}={'true' if value is True else value}"
+            )
+    return tuple(words)
 
 
 def _scoped(text: str, backends: Sequence[str], option: str) -> tuple[str, str]:

@@ -51,7 +51,11 @@ class Scores:
 
 @runtime_checkable
 class Criterion(Protocol):
-    """A way to score units. Implementations are frozen dataclasses whose fields are their options."""
+    """A way to score units. Implementations are frozen dataclasses whose fields are their options.
+
+    Where scores are what the loss is estimated to change by, so that sums of them mean something, the class says
+    ``estimates_loss = True``: an allocation then maximises their sum by default.
+    """
 
     @property
     def name(self) -> str:

@@ -62,6 +62,7 @@ class Taylor(_OnGradients):
     """
 
     name: ClassVar[str] = "taylor"
+    estimates_loss: ClassVar[bool] = True
     squared: int = 0
 
     def units(self, network: Differentiated) -> dict[str, Floats]:
@@ -77,6 +78,7 @@ class Fisher(_OnGradients):
     """
 
     name: ClassVar[str] = "fisher"
+    estimates_loss: ClassVar[bool] = True
 
     def units(self, network: Differentiated) -> dict[str, Floats]:
         """As :class:`_OnGradients`."""

@@ -37,6 +37,7 @@ class Obs:
 
     needs: ClassVar[str] = "calibration"
     name: ClassVar[str] = "obs"
+    estimates_loss: ClassVar[bool] = True
     centred: bool = True
     damp: float = 0.01
 
