@@ -39,6 +39,7 @@ from benchmarks.common import ROOT, machine_line, peak_rss
 from graphprune.errors import GraphpruneError
 
 if TYPE_CHECKING:
+    from graphprune.latency.measure import MeasureOptions
     from graphprune.pipeline import Network
 
 __all__ = ["CRITERIA", "Cell", "cells", "main", "run_cell"]
@@ -65,6 +66,7 @@ class Method:
     criterion: str
     data: bool = False
     allocation: str = "knapsack"
+    align: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -79,7 +81,14 @@ CRITERIA: Mapping[str, Method] = {
     "variance": Method("variance", True),
     "obs uncentred": Method("obs", True, options={"centred": False}),
     "obs": Method("obs", True),
+    "obs uniform": Method("obs", True, "uniform"),
+    "obs global": Method("obs", True, "global"),
+    "obs global, align 8": Method("obs", True, "global", align=8),
 }
+#: held against the knapsack at equal measured latency, and nowhere else
+ALLOCATORS = tuple(
+    (name, "refit") for name, one in CRITERIA.items() if name.startswith("obs ") and one.allocation != "knapsack"
+)
 #: (method, repair) pairs of the suites that do not run all of them
 FEW = (("magnitude", "none"), ("fluctuation", "bias"), ("obs", "refit"))
 SOME = (
@@ -134,7 +143,8 @@ def cells(task: Task, seeds: int = SEEDS) -> Iterator[Cell]:
         for seed in range(seeds if drawn else 1):
             yield Cell(task.name, suite, method, repair, target, samples, seed)
 
-    pairs = [(one, repair) for one in CRITERIA for repair in REPAIRS] if whole else list(SOME)
+    usually = [one for one in CRITERIA if (one, "refit") not in ALLOCATORS]
+    pairs = [(one, repair) for one in usually for repair in REPAIRS] if whole else list(SOME)
     for method, repair in pairs:
         if method == "bn-scale" and no_scales:
             continue
@@ -146,13 +156,14 @@ def cells(task: Task, seeds: int = SEEDS) -> Iterator[Cell]:
         for samples in others:
             yield from each("samples", method, repair, middle, samples)
     for kind, target in targets:
-        for method, repair in FEW if kind == "latency" else ():
+        for method, repair in (*FEW, *ALLOCATORS) if kind == "latency" else ():
             yield from each("latency", method, repair, target, usual if repair != "none" else 0)
-    for peer, (_, calibrated) in PEERS.items():
-        if (peer.startswith("torch-pruning") and task.module is None) or ("bn-scale" in peer and no_scales):
+    for name, peer in PEERS.items():
+        if (name.startswith("torch-pruning") and task.module is None) or ("bn-scale" in name and no_scales):
             continue
-        for target in counted:
-            yield from each("peers", peer, "none", target, usual if calibrated else 0)
+        for kind, target in targets:
+            if (kind == "latency") is peer.timed:
+                yield from each("peers", name, "none", target, usual if peer.calibrated else 0)
 
 
 # --------------------------------------------------------------------------------------------------------- one cell
@@ -175,10 +186,10 @@ class Loaded:
         return cls(task, load(path, input_shapes=task.shapes), open_run(path))
 
     def share(self, target: str) -> float:
-        """The share of the whole network's MACs that a target on MACs means."""
+        """The share of the whole network's MACs or time that a target means."""
         kind, _, text = target.rpartition(" ")
         share = float(text.removesuffix("x"))
-        return share if kind == "macs" else 1 - (1 - share) * self.network.analyze().governed_macs
+        return share if kind in ("macs", "latency") else 1 - (1 - share) * self.network.analyze().governed_macs
 
 
 def run_cell(cell: Cell, loaded: Loaded) -> dict[str, Any]:
@@ -190,7 +201,7 @@ def run_cell(cell: Cell, loaded: Loaded) -> dict[str, Any]:
         try:
             if cell.method in PEERS:
                 path = Path(folder) / "model.onnx"
-                row |= cut(cell.method, loaded.task, path, loaded.share(cell.target), data)
+                row |= cut(cell.method, loaded.task, path, loaded.share(cell.target), data, _timing())
             else:
                 path, told = _ours(cell, loaded, data, Path(folder) / "out")
                 row |= told
@@ -205,14 +216,12 @@ def run_cell(cell: Cell, loaded: Loaded) -> dict[str, Any]:
 
 
 def _ours(cell: Cell, loaded: Loaded, data: list[Feeds] | None, out: Path) -> tuple[Path, dict[str, Any]]:
-    from graphprune.backends.base import BackendOptions
-    from graphprune.latency.measure import MeasureOptions
-
     method = CRITERIA[cell.method]
     options: dict[str, Any] = {
         "criterion": method.criterion,
         "criterion_options": method.options,
         "allocation": method.allocation,
+        "align": method.align,
         "seed": cell.seed,
     }
     if loaded.task.include or loaded.task.exclude:
@@ -222,9 +231,8 @@ def _ours(cell: Cell, loaded: Loaded, data: list[Feeds] | None, out: Path) -> tu
         options |= {"calib_samples": cell.samples} if data is not None else {}
     kind, _, text = cell.target.rpartition(" ")
     if kind == "latency":
-        backend = BackendOptions(threads=THREADS)
-        timing = MeasureOptions(backend_options=backend, max_width=0.03, max_duration=20.0)
-        options |= {"target_latency": text, "measure": timing, "backend_options": backend}
+        timing = _timing()
+        options |= {"target_latency": text, "measure": timing, "backend_options": timing.backend_options}
     else:
         options |= {"target_macs": f"{loaded.share(cell.target):.6f}x", "measure": None}
     result = loaded.network.export(out, **options)
@@ -240,6 +248,13 @@ def _ours(cell: Cell, loaded: Loaded, data: list[Feeds] | None, out: Path) -> tu
     if data is not None:
         told["pass_seconds"] = _plain_pass(loaded.dense, data)
     return result.model, told
+
+
+def _timing() -> MeasureOptions:
+    from graphprune.backends.base import BackendOptions
+    from graphprune.latency.measure import MeasureOptions
+
+    return MeasureOptions(backend_options=BackendOptions(threads=THREADS), max_width=0.03, max_duration=20.0)
 
 
 def _plain_pass(run: Run, data: list[Feeds]) -> float:

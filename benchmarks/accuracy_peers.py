@@ -7,22 +7,50 @@ onnxsim 0.8.1 takes an ONNX file with fixed shapes, a module as PyTorch's export
 onnxsim itself first (with a dynamic batch it finds less to cut): ``apply_structured_pruning`` or the calibrated
 ``apply_structured_wanda_pruning``, then the same for attention heads, its sparsity searched until graphprune's count of
 MACs is within the share (it has none of its own).
+
+At a share of the measured time, Torch-Pruning's global ranking with widths in multiples of 8 (``round_to``): the
+smallest ratio whose network, exported and measured in turn with the dense one, has its interval within the share.
 """
 
 from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.accuracy_tasks import Feeds, Task, onnx_bytes
+
+if TYPE_CHECKING:
+    from graphprune.latency.measure import MeasureOptions
 
 __all__ = ["PEERS", "CannotReach", "cut", "searched"]
 
 _STEPS = 9  # halvings of the interval in which the ratio lies
-_CLOSE = 0.005  # of the dense MACs: near enough below the share
+_CLOSE = 0.005  # of the dense network: near enough below the share
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A network to be cut to a share: of the MACs, or with ``timing`` of the measured time."""
+
+    task: Task
+    out: Path
+    share: float
+    data: Sequence[Feeds] | None
+    timing: MeasureOptions | None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How a peer cuts, whether it takes calibration samples, and whether its targets are of time."""
+
+    how: Callable[[Job], dict[str, Any]]
+    calibrated: bool = False
+    timed: bool = False
 
 
 class CannotReach(Exception):
@@ -32,7 +60,7 @@ class CannotReach(Exception):
 def searched(make: Callable[[float], tuple[float, Any]], share: float) -> Any:
     """What ``make(ratio)`` gave at the smallest ratio whose share is within the one asked for.
 
-    ``make`` returns the share of MACs that is left, and the cut network.
+    ``make`` returns the share (of MACs or of time) that is left, and what it made.
     """
     low, high, best, least, why = 0.0, 0.98, None, 1.0, ""
     for _ in range(_STEPS):
@@ -50,16 +78,17 @@ def searched(make: Callable[[float], tuple[float, Any]], share: float) -> Any:
         else:
             low = ratio
     if best is None:
-        raise CannotReach(f"leaves {least:.3f} of the MACs at least" + (f" ({why})" if why else ""))
+        raise CannotReach(f"leaves {least:.3f} at least" + (f" ({why})" if why else ""))
     return best
 
 
-def _torch_pruning(task: Task, out: Path, share: float, importance: str, ranked: bool) -> dict[str, Any]:
+def _torch_pruning(job: Job, importance: str, ranked: bool, round_to: int | None = None) -> dict[str, Any]:
     import torch
     import torch_pruning as tp  # type: ignore[import-untyped]
 
     from benchmarks.peers_torch import last_layer
 
+    task = job.task
     assert task.module is not None
     torch.set_num_threads(1)
     module, example = task.module()
@@ -68,7 +97,7 @@ def _torch_pruning(task: Task, out: Path, share: float, importance: str, ranked:
         parameter.requires_grad_(True)  # it traces by autograd
     dense, _ = tp.utils.count_ops_and_params(module, example)
 
-    def make(ratio: float) -> tuple[float, Any]:
+    def make(ratio: float) -> tuple[float, tuple[Any, dict[str, Any]]]:
         smaller = copy.deepcopy(module)
         scores = {"magnitude": tp.importance.GroupMagnitudeImportance, "bn-scale": tp.importance.BNScaleImportance}
         heads = {one.qkv: one.heads for one in smaller.modules() if hasattr(one, "qkv")}
@@ -78,16 +107,35 @@ def _torch_pruning(task: Task, out: Path, share: float, importance: str, ranked:
             importance=scores[importance](),
             global_pruning=ranked,
             pruning_ratio=ratio,
+            round_to=round_to,
             ignored_layers=[last_layer(smaller, example)],
             num_heads=heads,
         ).step()
         macs, _ = tp.utils.count_ops_and_params(smaller, example)
-        return macs / dense, (macs / dense, smaller)
+        told: dict[str, Any] = {"own_macs": macs / dense}
+        if job.timing is None:
+            return macs / dense, (smaller, told)
+        write(smaller)
+        told |= {"latency": _measured(job)}
+        return told["latency"]["high"], (smaller, told)
 
-    left, smaller = searched(make, share)
-    with torch.no_grad():
-        out.write_bytes(onnx_bytes(smaller, example, [str(name) for name in task.shapes]))
-    return {"own_macs": left}
+    def write(smaller: Any) -> None:
+        with torch.no_grad():
+            job.out.write_bytes(onnx_bytes(smaller, example, [str(name) for name in task.shapes]))
+
+    found: tuple[Any, dict[str, Any]] = searched(make, job.share)
+    write(found[0])
+    return found[1]
+
+
+def _measured(job: Job) -> dict[str, float]:
+    """Time of what was written as a share of the dense network's, measured in turn, with its interval."""
+    from graphprune.latency.measure import Comparison, measure
+
+    assert job.timing is not None
+    found = measure(job.task.path(), job.out, job.task.calibration(1, 0)[0], job.timing)
+    assert isinstance(found, Comparison)
+    return {"ratio": found.ratio, "low": found.ratio_low, "high": found.ratio_high}
 
 
 def _rewritten(module: Any) -> Any:
@@ -106,12 +154,13 @@ def _rewritten(module: Any) -> Any:
     return module
 
 
-def _onnxsim(task: Task, out: Path, share: float, data: Sequence[Feeds] | None) -> dict[str, Any]:
+def _onnxsim(job: Job) -> dict[str, Any]:
     import onnx
     import onnxsim as peer  # type: ignore[import-untyped]
 
     from graphprune.pipeline import load
 
+    task, data = job.task, job.data
     shapes = {str(name): list(shape) for name, shape in task.shapes.items()}
     model, _ = peer.simplify(_optimised(task), overwrite_input_shapes=shapes)
     dense = load(task.path(), input_shapes=task.shapes).cost.macs({})
@@ -124,10 +173,10 @@ def _onnxsim(task: Task, out: Path, share: float, data: Sequence[Feeds] | None) 
         else:
             cut = peer.apply_structured_wanda_pruning(held, calibration_data=data, sparsity=ratio)
             cut = peer.apply_attention_head_wanda_pruning(cut, calibration_data=data, sparsity=ratio)
-        onnx.save(cut, str(out))
-        return load(out, input_shapes=task.shapes).cost.macs({}) / dense, cut
+        onnx.save(cut, str(job.out))
+        return load(job.out, input_shapes=task.shapes).cost.macs({}) / dense, cut
 
-    onnx.save(searched(make, share), str(out))
+    onnx.save(searched(make, job.share), str(job.out))
     return {}
 
 
@@ -145,30 +194,31 @@ def _optimised(task: Task) -> Any:
     return program.model_proto
 
 
-def _tp(importance: str, ranked: bool) -> Callable[[Task, Path, float, Sequence[Feeds] | None], dict[str, Any]]:
-    return lambda task, out, share, data: _torch_pruning(task, out, share, importance, ranked)
-
-
-#: name -> how it cuts, and whether it takes calibration samples
-PEERS: dict[str, tuple[Callable[[Task, Path, float, Sequence[Feeds] | None], dict[str, Any]], bool]] = {
-    "torch-pruning magnitude global": (_tp("magnitude", True), False),
-    "torch-pruning magnitude uniform": (_tp("magnitude", False), False),
-    "torch-pruning bn-scale global": (_tp("bn-scale", True), False),
-    "torch-pruning bn-scale uniform": (_tp("bn-scale", False), False),
-    "onnxsim magnitude": (_onnxsim, False),
-    "onnxsim wanda": (_onnxsim, True),
+#: name -> how it cuts
+PEERS: Mapping[str, Peer] = {
+    "torch-pruning magnitude global": Peer(partial(_torch_pruning, importance="magnitude", ranked=True)),
+    "torch-pruning magnitude uniform": Peer(partial(_torch_pruning, importance="magnitude", ranked=False)),
+    "torch-pruning bn-scale global": Peer(partial(_torch_pruning, importance="bn-scale", ranked=True)),
+    "torch-pruning bn-scale uniform": Peer(partial(_torch_pruning, importance="bn-scale", ranked=False)),
+    "torch-pruning magnitude global, round_to 8": Peer(
+        partial(_torch_pruning, importance="magnitude", ranked=True, round_to=8), timed=True
+    ),
+    "onnxsim magnitude": Peer(_onnxsim),
+    "onnxsim wanda": Peer(_onnxsim, calibrated=True),
 }
 
 
-def cut(peer: str, task: Task, out: Path, share: float, data: Sequence[Feeds] | None) -> dict[str, Any]:
+def cut(
+    name: str, task: Task, out: Path, share: float, data: Sequence[Feeds] | None, timing: MeasureOptions
+) -> dict[str, Any]:
     """Write the peer's network to ``out``; returns ``{"macs": share left by graphprune's count, ...}``.
 
     Raises whatever the peer raises, ``CannotReach`` where it removes too little.
     """
     from graphprune.pipeline import load
 
-    how, calibrated = PEERS[peer]
-    told = how(task, out, share, data if calibrated else None)
+    peer = PEERS[name]
+    told = peer.how(Job(task, out, share, data if peer.calibrated else None, timing if peer.timed else None))
     found = load(out, input_shapes=task.shapes).cost
     dense = load(task.path(), input_shapes=task.shapes).cost
     return {"macs": found.macs({}) / dense.macs({}), "params": found.params({}) / dense.params({}), **told}

@@ -99,6 +99,7 @@ def document(rows: list[dict[str, Any]]) -> str:
         "the language models' log-likelihood in nats per character (the loss with its sign turned). *0 samples*: "
         "statistics are made without data.\n",
         _summary(networks),
+        _equal_latency(networks),
     ]
     for name, own in networks.items():
         parts += [f"\n## {name}\n", *_network(own)]
@@ -203,6 +204,42 @@ def _summary(networks: Mapping[str, list[dict[str, Any]]]) -> str:
     if cells_with_peers:
         said = f"Ahead of the best peer with intervals apart in {ahead} of {cells_with_peers} cells. {said}"
     return said + "\n\n" + markdown_table(["network", "target", "obs, refit", "best peer", ""], body)
+
+
+def _equal_latency(networks: Mapping[str, list[dict[str, Any]]]) -> str:
+    """The knapsack's centred OBS against other allocations of the same scores, and peers, within the same time."""
+    body, apart, behind = [], 0, 0
+    for name, rows in networks.items():
+        cells = _by_cell(rows)
+        for target in _order(key[2] for key in cells if key[2].startswith("latency")):
+            ours = figure(_most(cells, *_OURS, target))
+            if ours is None:
+                continue
+            others = {
+                key[0]: held
+                for key, held in cells.items()
+                if key[2] == target and (_is_peer(key[0]) or (key[0].startswith("obs ") and key[1] == _OURS[1]))
+            }
+            for other, held in others.items():
+                found = figure(held)
+                if found is not None:
+                    apart += ours.low > found.high
+                    behind += found.mean > ours.mean
+                said = str(found) if found is not None else _plain(next((r["error"] for r in held if "error" in r), ""))
+                body.append(
+                    [name, target, _ratio(_most(cells, *_OURS, target)), str(ours), other, _ratio(held), said]
+                )  # fmt: skip
+    if not body:
+        return ""
+    columns = ["network", "target", "measured", "obs, refit", "other", "measured", ""]
+    told = f"At equal measured latency: ahead with intervals apart in {apart} of {len(body)} cells, behind in {behind}."
+    return f"\n{told}\n\n" + markdown_table(columns, body)
+
+
+def _ratio(rows: Rows) -> str:
+    """Mean of the measured ratios of the rows that have one."""
+    found = [row["latency"]["ratio"] for row in rows if "latency" in row]
+    return f"{sum(found) / len(found):.3f}" if found else ""
 
 
 def _costs(networks: Mapping[str, list[dict[str, Any]]]) -> str:
