@@ -75,6 +75,8 @@ CRITERIA: Mapping[str, Method] = {
     "magnitude": Method("magnitude"),
     "magnitude global": Method("magnitude", allocation="global"),
     "bn-scale": Method("bn-scale"),
+    "taylor": Method("taylor", True),
+    "lrp": Method("lrp", True),
     "wanda": Method("wanda", True),
     "fluctuation": Method("fluctuation", True),
     "fluctuation global": Method("fluctuation", True, "global"),

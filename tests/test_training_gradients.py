@@ -143,7 +143,60 @@ def test_synflow_says_that_a_softmax_adds_up_to_one(tmp_path: Path) -> None:
         scores(network(tmp_path, softmax=True), "synflow")
 
 
-@pytest.mark.parametrize("name", ["taylor", "fisher", "snip", "grasp"])
+def test_lrp_is_the_epsilon_rule(tmp_path: Path) -> None:
+    net = network(tmp_path)
+    _, held = reference(net)
+    w = {name: value.numpy() for name, value in held.items()}
+    found = {len(one): one for one in scores(net, "lrp", epsilon=0.5).values()}
+    expected = {8: np.zeros(8), 10: np.zeros(10)}
+    for x in DATA.astype(np.float64):
+        first = np.maximum(x @ w["first.weight"] + w["first.bias"], 0)
+        inner = first @ w["second.weight"]
+        second = np.maximum(inner + w["second.bias"], 0)
+        outer = second @ w["third.weight"]
+
+        def damped(made: Any) -> Any:
+            return np.abs(made) / (np.abs(made) + 0.5 * np.sqrt((made**2).mean()))
+
+        best = (outer + w["third.bias"]).argmax()
+        to_second = w["third.weight"][:, best] * damped(outer)[best]
+        to_first = w["second.weight"] @ (damped(inner) * (second > 0) * to_second)
+        expected[10] += np.abs(second * to_second) / len(DATA)
+        expected[8] += np.abs(first * to_first) / len(DATA)
+    for size, values in expected.items():
+        np.testing.assert_allclose(found[size], values, rtol=1e-4, atol=1e-7)
+
+
+def test_relevance_keeps_values_and_is_neither_made_nor_lost() -> None:
+    from graphprune.backends.torch_relevance import Relevance
+
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.gate = (torch.nn.Conv2d(3, 8, 3, bias=False) for _ in range(2))
+            self.groups, self.layer = torch.nn.GroupNorm(2, 8), torch.nn.LayerNorm(36)
+            self.query, self.key, self.out = (torch.nn.Linear(36, 6, bias=False) for _ in range(3))
+
+        def forward(self, x: Any) -> Any:
+            y = torch.nn.functional.silu(self.groups(self.into(x))) * torch.sigmoid(self.gate(x))
+            y = self.layer(y.flatten(2))
+            both = torch.nn.functional.gelu(self.query(y)) @ self.key(y).transpose(1, 2)
+            return self.out(torch.nn.functional.relu(both) @ y / (1 + y.abs().mean()))
+
+    torch.manual_seed(0)
+    made, x = Mixed().eval(), torch.randn(2, 3, 8, 8)
+    module: Any = graphprune.to_torch(graphprune.load(made, inputs=(x,)))
+    for epsilon, kept in ((0.0, True), (1.0, False)):
+        given = x.clone().requires_grad_()
+        found = Relevance(module, epsilon).run(given)
+        torch.testing.assert_close(found, made(x), rtol=1e-4, atol=1e-5)
+        (gradient,) = torch.autograd.grad(found.sum(), [given])
+        found = found.detach()
+        lost = abs(float((gradient * x).sum() - found.sum()))
+        assert (lost < 1e-3 * float(found.abs().sum())) is kept
+
+
+@pytest.mark.parametrize("name", ["taylor", "fisher", "snip", "grasp", "lrp"])
 def test_without_labels_the_outputs_serve(tmp_path: Path, name: str) -> None:
     net = network(tmp_path, softmax=True)
     found = scores(net, name)
@@ -171,6 +224,8 @@ def test_a_loss_that_does_not_depend_on_the_network_is_refused(tmp_path: Path) -
         scores(network(tmp_path), "taylor", loss=lambda run: torch.ones(()))
     with pytest.raises(UsageError, match="rounds=0"):
         criterion("synflow", rounds=0)
+    with pytest.raises(UsageError, match="'lrp' has no option 'loss'"):
+        criterion("lrp", loss="mine.py:loss")
 
 
 def test_kinds_of_outputs() -> None:

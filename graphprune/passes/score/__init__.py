@@ -15,7 +15,7 @@ from graphprune.passes.score.activations import Activation, Fluctuation, Varianc
 from graphprune.passes.score.base import NORMALIZERS, REDUCTIONS, Calibrated, Criterion, Scores, Tensors
 from graphprune.passes.score.cache import ScoreCache
 from graphprune.passes.score.chance import Random
-from graphprune.passes.score.gradients import Fisher, Grasp, Snip, Synflow, Taylor
+from graphprune.passes.score.gradients import Fisher, Grasp, Lrp, Snip, Synflow, Taylor
 from graphprune.passes.score.reconstruction import Obs
 from graphprune.passes.score.registry import create
 from graphprune.passes.score.scales import BnScale
@@ -38,6 +38,7 @@ __all__ = [
     "Fpgm",
     "Grasp",
     "Lamp",
+    "Lrp",
     "Magnitude",
     "Obs",
     "Random",
@@ -64,6 +65,7 @@ CRITERIA: Mapping[str, Callable[..., Criterion | Calibrated]] = {
     "fpgm": Fpgm,
     "grasp": Grasp,
     "lamp": Lamp,
+    "lrp": Lrp,
     "magnitude": Magnitude,
     "obs": Obs,
     "random": Random,

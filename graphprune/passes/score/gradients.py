@@ -18,11 +18,13 @@ from graphprune.passes.score.weights import Magnitude
 if TYPE_CHECKING:
     from torch import Tensor, fx
 
-    from graphprune.calibration.losses import Loss
+    from graphprune.calibration.losses import Kind, Loss
     from graphprune.calibration.observations import Observations
     from graphprune.coupling.groups import Group
 
-__all__ = ["Fisher", "Graded", "Grasp", "Snip", "Synflow", "Taylor"]
+    Figure = Callable[[Kind, Tensor], Tensor]
+
+__all__ = ["Fisher", "Graded", "Grasp", "Lrp", "Snip", "Synflow", "Taylor"]
 
 _NOTHING = 1e-9  # of the flow: what rounding leaves of no dependence at all
 
@@ -32,16 +34,11 @@ class _OnGradients(ABC):
     """Sums a figure of each weight over the slices that read a unit: where it is silenced if it goes.
 
     Where two computed values are contracted (queries with keys), over the slices that make it instead.
-
-    ``loss``: ``module:function``, see :class:`graphprune.calibration.losses.Loss`; without it the likelihood of labels
-    drawn from the network's own outputs. ``seed``: of these.
     """
 
     needs: ClassVar[str] = "calibration"
     name: ClassVar[str] = ""
-    loss: Any = ""
     normalize: Normalizer = "none"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         one_of(self.name, "normalize", self.normalize, NORMALIZERS)
@@ -56,7 +53,17 @@ class _OnGradients(ABC):
 
 
 @dataclass(frozen=True)
-class Taylor(_OnGradients):
+class _OfLoss(_OnGradients):
+    """``loss``: ``module:function``, see :class:`graphprune.calibration.losses.Loss`; without it the likelihood of
+    labels drawn from the network's own outputs. ``seed``: of these.
+    """
+
+    loss: Any = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Taylor(_OfLoss):
     """``|sum w g|``, the first-order change of the loss without the unit, or its square; mean over the batches
     (Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019).
     """
@@ -72,7 +79,7 @@ class Taylor(_OnGradients):
 
 
 @dataclass(frozen=True)
-class Fisher(_OnGradients):
+class Fisher(_OfLoss):
     """``(sum w g)^2``, mean over single samples (Theis et al., "Faster gaze prediction with dense networks and Fisher
     pruning", 2018; Liu et al., "Group Fisher Pruning", 2021).
     """
@@ -86,7 +93,7 @@ class Fisher(_OnGradients):
 
 
 @dataclass(frozen=True)
-class Snip(_OnGradients):
+class Snip(_OfLoss):
     """``sum |w g|`` with the gradient over all samples (Lee et al., "SNIP", 2019); meant for untrained networks."""
 
     name: ClassVar[str] = "snip"
@@ -101,7 +108,7 @@ class Snip(_OnGradients):
 
 
 @dataclass(frozen=True)
-class Grasp(_OnGradients):
+class Grasp(_OfLoss):
     """``sum w Hg``, what the unit gives to the gradient's flow; meant for untrained networks (Wang et al., "Picking
     Winning Tickets Before Training by Preserving Gradient Flow", 2020: they remove the largest ``-w Hg``).
     """
@@ -126,6 +133,29 @@ class Grasp(_OnGradients):
 
 
 @dataclass(frozen=True)
+class Lrp(_OnGradients):
+    """Relevance of a unit for what the network answers (its best class; of other outputs, their sum), by layer-wise
+    relevance propagation with the ``epsilon`` rule; absolute, mean over single samples (Yeom et al., "Pruning by
+    Explaining", 2021). Rules: :mod:`graphprune.backends.torch_relevance`.
+    """
+
+    name: ClassVar[str] = "lrp"
+    epsilon: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epsilon < 0:
+            raise UsageError(f"lrp: epsilon={self.epsilon} must not be negative.")
+
+    def units(self, network: Differentiated) -> dict[str, Floats]:
+        """As :class:`_OnGradients`."""
+        from graphprune.backends.torch_relevance import Relevance
+
+        network.call = Relevance(network.module, self.epsilon).run
+        return network.over_losses(np.abs, single=True, figure=_answer)
+
+
+@dataclass(frozen=True)
 class Synflow(_OnGradients):
     """``sum |w| dR/d|w|``, R the sum of the outputs for ones as inputs and absolute weights: the weight of all paths
     (Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow", 2020). The units
@@ -139,8 +169,6 @@ class Synflow(_OnGradients):
         super().__post_init__()
         if self.rounds < 1:
             raise UsageError(f"synflow: rounds={self.rounds} must be at least 1.")
-        if self.loss:
-            raise UsageError("synflow: it has no loss; leave the option out.")
 
     def units(self, network: Differentiated) -> dict[str, Floats]:
         """As :class:`_OnGradients`."""
@@ -217,6 +245,7 @@ class Differentiated:
     loss: Loss | None
     seed: int
     places: dict[str, list[tuple[str, int, NDArray[np.int64], int]]]
+    call: Callable[..., Any]
 
     @classmethod
     def of(cls, observations: Observations, criterion: _OnGradients) -> Differentiated:
@@ -242,8 +271,8 @@ class Differentiated:
             ]
             if found:
                 places[group.id] = found
-        loss = read_loss(criterion.loss) if criterion.loss else None
-        return cls(module, held, observations, loss, criterion.seed, places)
+        loss, seed = (criterion.loss, criterion.seed) if isinstance(criterion, _OfLoss) else ("", 0)
+        return cls(module, held, observations, read_loss(loss) if loss else None, seed, places, module)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Outputs by name."""
@@ -255,11 +284,14 @@ class Differentiated:
             raise InputError(f"the loss gave run() no {', '.join(missing)}; the network takes {named['inputs']}")
         given = [torch.as_tensor(np.array(inputs[name]) if isinstance(inputs[name], np.ndarray) else inputs[name])
                  for name in named["inputs"]]  # fmt: skip
-        made = self.module(*given)
+        made = self.call(*given)
         return dict(zip(named["outputs"], made if isinstance(made, tuple) else (made,), strict=True))
 
-    def losses(self, *, single: bool = False) -> Iterator[Tensor]:
-        """The loss of one run after the other, of single samples where the network takes any number."""
+    def losses(self, *, single: bool = False, figure: Figure | None = None) -> Iterator[Tensor]:
+        """The loss of one run after the other, of single samples where the network takes any number.
+
+        ``figure``: of an output and its kind, where it is not a loss that is differentiated.
+        """
         if self.loss is not None:
             yield from self.loss(self.run)
             return
@@ -278,7 +310,7 @@ class Differentiated:
                 for name, output in self.run(one).items():
                     if output.is_floating_point() and output.requires_grad:
                         kind = kind_of(output.detach().numpy(), program.moving.get(name, frozenset()))
-                        parts.append(own_loss(kind, output, generator))
+                        parts.append(own_loss(kind, output, generator) if figure is None else figure(kind, output))
                 if not parts:
                     raise InputError("no output of the network is a float that depends on its weights")
                 yield torch.stack(parts).sum()
@@ -306,14 +338,16 @@ class Differentiated:
             found[group] = total
         return found
 
-    def over_losses(self, figure: Callable[[Floats], Floats], *, single: bool = False) -> dict[str, Floats]:
-        """The mean over the runs of a figure of each unit's sum of weight times gradient."""
+    def over_losses(
+        self, unit: Callable[[Floats], Floats], *, single: bool = False, figure: Figure | None = None
+    ) -> dict[str, Floats]:
+        """The mean over the runs of ``unit`` of each unit's sum of weight times gradient; else as :meth:`losses`."""
         total: dict[str, Floats] = {}
         count = 0
-        for loss in self.losses(single=single):
+        for loss in self.losses(single=single, figure=figure):
             found = self.sums({name: self.held[name] * one for name, one in self.gradients(loss).items()})
             for name, sums in found.items():
-                total[name] = total[name] + figure(sums) if name in total else figure(sums)
+                total[name] = total[name] + unit(sums) if name in total else unit(sums)
             count += 1
         if not count:
             raise InputError("the loss yielded nothing; there are no gradients to rank units by")
@@ -359,6 +393,14 @@ class Differentiated:
                 for name, axis, unit_of, _ in self.places[group]:
                     index = torch.from_numpy(np.flatnonzero((unit_of >= 0) & mask[unit_of]))
                     self.held[name].index_fill_(axis, index, 0.0)
+
+
+def _answer(kind: Kind, output: Tensor) -> Tensor:
+    """What relevance is of: the best class's logit or logarithm, over all rows; of values, the sum."""
+    if kind == "values":
+        return output.sum()
+    best = output.amax(dim=-1)
+    return (best.log() if kind == "probabilities" else best).sum()
 
 
 def _looked_at(group: Group) -> list[Any]:
