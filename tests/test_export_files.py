@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from models import SAMPLES
+from models import SAMPLES, Net
 from onnx import helper, numpy_helper
 from onnx_files import X, dense_model, model_of, run, save, value, weights
 
@@ -186,3 +186,18 @@ def test_dense_model_is_unchanged_by_a_large_shard_size(tmp_path):
     write_onnx(model, tmp_path / "a.onnx")
     write_onnx(model, tmp_path / "b.onnx", max_shard_size=10**9)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_weights_that_are_listed_as_inputs_and_cast_leave_nothing_behind(tmp_path):
+    net = Net(opset=8, ir_version=3)
+    x = net.op("Cast", net.input("x", [1, 3, 8, 8]), to=onnx.TensorProto.FLOAT16)
+    for name, i, o in (("first", 3, 16), ("second", 16, 4)):
+        weight = net.op("Cast", net.weight(name, o, i, 3, 3), to=onnx.TensorProto.FLOAT16)
+        x = net.op("Relu", net.op("Conv", x, weight))
+    net.op("Cast", x, to=onnx.TensorProto.FLOAT, out="y")
+    onnx.save(net.build({"y": [1, 4, 4, 4]}), tmp_path / "old.onnx")
+    result = load(tmp_path / "old.onnx").export(tmp_path / "out", target_params="0.5x", measure=None)
+    made = onnx.load(result.model)
+    onnx.checker.check_model(made)
+    assert [one.name for one in made.graph.input] == ["x"]
+    assert sum(int(np.prod(one.dims)) for one in made.graph.initializer) == result.reached["params"]

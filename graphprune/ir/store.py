@@ -82,6 +82,9 @@ def write_onnx(
 
     with _replaced(model, stand_in):
         proto = ir.to_proto(model)
+    inputs = {one.name for one in proto.graph.input}
+    if proto.ir_version < 4 and any(one.name not in inputs for one in proto.graph.initializer):
+        proto.ir_version = 4  # the first one in which initialisers need not be listed as inputs
     with atomic_files(*data, target) as files:
         for tensor in layout.tensors:
             file, offset = layout.places[id(tensor)]

@@ -172,6 +172,15 @@ class _Shrinking:
                 del graph.initializers[name]
             if name not in graph.initializers and (old.producer() is None or old.producer().graph is None):  # type: ignore[union-attr]
                 value.name = name
+        self._drop_listed()
+
+    def _drop_listed(self) -> None:
+        """Initialisers that are listed as inputs (before IR version 4) go where what was computed of them is stored."""
+        graph, values = self.new.graph, self.program.values()
+        for name in [value.name or "" for value in graph.inputs if value.name in graph.initializers]:
+            if values[name].uses() and not graph.initializers[name].uses():
+                graph.inputs.remove(graph.initializers[name])
+                del graph.initializers[name]
 
     def _annotate(self) -> None:
         """Declared shapes of inner values follow the cut; where a branch never taken reads it, they are dropped."""
