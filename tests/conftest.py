@@ -4,6 +4,7 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 import hypothesis
@@ -19,6 +20,17 @@ class CliResult:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A file with one MatMul."""
+    import onnx
+    from onnx_files import one_node
+
+    path = tmp_path / "model.onnx"
+    onnx.save(one_node(), path)
+    return path
 
 
 @pytest.fixture

@@ -46,6 +46,24 @@ def model_of(
     return proto
 
 
+def one_node(op: str = "MatMul", *, opset: int = 20, ir_version: int = 10, size: int = 8) -> onnx.ModelProto:
+    """``y = w x`` with float32 ``x`` of shape (N, size), or a single other node on ``x``."""
+    inputs = ["x", "w"] if op in ("MatMul", "Reshape") else ["x"]
+    weight = np.array([3, 5]) if op == "Reshape" else np.eye(size, dtype=np.float32) * 2
+    graph = helper.make_graph(
+        [helper.make_node(op, inputs, ["y"], name="node0")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+def rows_of(rows: int = 2, size: int = 8) -> dict[str, np.ndarray]:
+    return {"x": np.arange(rows * size, dtype=np.float32).reshape(rows, size)}
+
+
 def dense_model() -> onnx.ModelProto:
     """x @ w + b, with w (2048 bytes) large enough to be stored externally."""
     return model_of(

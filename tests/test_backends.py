@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_files import one_node, rows_of
 
 from graphprune.backends import BackendOptions, LayerTime, backend_names, get_backend, survey
 from graphprune.backends import base as backends_base
@@ -20,31 +21,6 @@ from graphprune.backends.ort_profile import _own_times
 from graphprune.errors import InputError, UsageError
 
 BUILT_IN = ("onnxruntime", "openvino", "tensorrt")
-
-
-def network(op: str = "MatMul", *, opset: int = 20, ir_version: int = 10, size: int = 8) -> onnx.ModelProto:
-    """``y = w x`` with float32 ``x`` of shape (N, size), or a single other node on ``x``."""
-    inputs = ["x", "w"] if op in ("MatMul", "Reshape") else ["x"]
-    weight = np.array([3, 5]) if op == "Reshape" else np.eye(size, dtype=np.float32) * 2
-    graph = helper.make_graph(
-        [helper.make_node(op, inputs, ["y"], name="node0")],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", size])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
-
-
-def feeds(rows: int = 2, size: int = 8) -> dict[str, np.ndarray]:
-    return {"x": np.arange(rows * size, dtype=np.float32).reshape(rows, size)}
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    onnx.save(network(), path)
-    return path
 
 
 def convolutions(folder: Path) -> Path:
@@ -98,19 +74,19 @@ def layer_of(layers: tuple[LayerTime, ...], node: str) -> LayerTime:
 @pytest.mark.parametrize("options", [{}, {"optimize": True, "prepack": True, "threads": 1}])
 def test_runner_gives_named_outputs(model: Path, options: dict[str, object]) -> None:
     for given in (model, model.read_bytes()):
-        result = run_model(given, feeds(), ["y"], **options)  # type: ignore[arg-type]
-        np.testing.assert_allclose(result["y"], feeds()["x"] * 2)
+        result = run_model(given, rows_of(), ["y"], **options)  # type: ignore[arg-type]
+        np.testing.assert_allclose(result["y"], rows_of()["x"] * 2)
 
 
 def test_runner_finds_external_data_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "sub" / "external.onnx"
     path.parent.mkdir()
-    onnx.save(network(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(one_node(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     monkeypatch.chdir(tmp_path)
-    np.testing.assert_allclose(run_model(Path("sub/external.onnx"), feeds())["y"], feeds()["x"] * 2)
+    np.testing.assert_allclose(run_model(Path("sub/external.onnx"), rows_of())["y"], rows_of()["x"] * 2)
     (path.parent / "weights.bin").unlink()
     with pytest.raises(InputError, match=r"external\.onnx: .*External data path does not exist"):
-        run_model(path, feeds())
+        run_model(path, rows_of())
 
 
 @pytest.mark.parametrize(
@@ -119,17 +95,17 @@ def test_runner_finds_external_data_beside_the_file(tmp_path: Path, monkeypatch:
         (b"not a model at all", "this is not a whole ONNX file"),
         (b"", "this is not a whole ONNX file"),
         (
-            network(opset=99).SerializeToString(),
+            one_node(opset=99).SerializeToString(),
             r"it uses opset 99 of ai\.onnx, .* does not accept \(up to \d+\); export",
         ),
-        (network(ir_version=99).SerializeToString(), r"it has IR version 99, .* does not accept \(up to \d+\)"),
-        (network("Foo").SerializeToString(), "No Op registered for Foo with domain_version of 20"),
-        (network("Reshape").SerializeToString(), r"Name:'node0' .*Input shape:\{2,8\}, requested shape:\{3,5\}"),
+        (one_node(ir_version=99).SerializeToString(), r"it has IR version 99, .* does not accept \(up to \d+\)"),
+        (one_node("Foo").SerializeToString(), "No Op registered for Foo with domain_version of 20"),
+        (one_node("Reshape").SerializeToString(), r"Name:'node0' .*Input shape:\{2,8\}, requested shape:\{3,5\}"),
     ],
 )
 def test_runner_failures_are_one_clear_line(given: bytes, text: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=text) as caught:
-        run_model(given, feeds())
+        run_model(given, rows_of())
     message = str(caught.value)
     assert message.startswith("model in memory (")
     assert "\n" not in message
@@ -145,7 +121,7 @@ def test_runner_failures_are_one_clear_line(given: bytes, text: str, capfd: pyte
         ({"x": np.zeros((2, 8))}, r"input 'x' takes float32\[N,8\], but float64\[2,8\] was given"),
         ({"x": np.zeros((2, 7), np.float32)}, r"input 'x' takes float32\[N,8\], but float32\[2,7\] was given"),
         ({"x": np.zeros(8, np.float32)}, r"input 'x' takes float32\[N,8\], but float32\[8\] was given"),
-        ({**feeds(), "z": np.zeros(1)}, "there is no input 'z'; it has 'x'"),
+        ({**rows_of(), "z": np.zeros(1)}, "there is no input 'z'; it has 'x'"),
     ],
 )
 def test_wrong_feeds(model: Path, wrong: dict[str, np.ndarray], text: str) -> None:
@@ -155,9 +131,9 @@ def test_wrong_feeds(model: Path, wrong: dict[str, np.ndarray], text: str) -> No
 
 def test_unknown_output_and_missing_file(model: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no output 'yy'; did you mean 'y'\?"):
-        run_model(model, feeds(), ["yy"])
+        run_model(model, rows_of(), ["yy"])
     with pytest.raises(InputError, match=r"none\.onnx: there is no such file"):
-        run_model(model.with_name("none.onnx"), feeds())
+        run_model(model.with_name("none.onnx"), rows_of())
 
 
 @pytest.mark.parametrize(
@@ -185,8 +161,8 @@ def test_onnxruntime_backend(model: Path) -> None:
     assert there.times
     session = backend.load(model, BackendOptions(threads=1))
     assert (session.inputs, session.outputs) == (("x",), ("y",))
-    np.testing.assert_allclose(session.run(feeds())["y"], feeds()["x"] * 2)
-    session.prepare(feeds())()
+    np.testing.assert_allclose(session.run(rows_of())["y"], rows_of()["x"] * 2)
+    session.prepare(rows_of())()
     print_ = backend.fingerprint(BackendOptions(threads=3, spinning=False))
     assert (print_["threads"], print_["spinning"], print_["version"]) == (3, False, there.version)
     assert {"backend", "device", "providers", "precision"} <= set(print_)
@@ -289,7 +265,7 @@ def test_a_plugin_without_build_and_profile_says_so_where_they_are_asked_for(
     with pytest.raises(UsageError, match=r"'small' \(package:small\) cannot build an artefact"):
         backend.build(model, model.parent, BackendOptions())
     with pytest.raises(UsageError, match=r"'small' \(package:small\) cannot time single layers"):
-        backend.profile(model, feeds(), BackendOptions(), 1)
+        backend.profile(model, rows_of(), BackendOptions(), 1)
 
 
 # ---- options of onnxruntime ----------------------------------------------------------------------------------------
@@ -353,8 +329,8 @@ def test_bound_inputs_and_outputs_give_the_same_run(model: Path) -> None:
     ran: list[list[np.ndarray]] = []
     real = session._session.run_with_iobinding
     session._session.run_with_iobinding = lambda binding: (real(binding), ran.append(binding.copy_outputs_to_cpu()))
-    session._bound(feeds(), ("cpu", 0))()
-    np.testing.assert_allclose(ran[0][0], feeds()["x"] * 2)
+    session._bound(rows_of(), ("cpu", 0))()
+    np.testing.assert_allclose(ran[0][0], rows_of()["x"] * 2)
 
 
 def test_build_of_onnxruntime_writes_nothing(model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx_files import one_node, rows_of
 
 from graphprune.backends import BackendOptions
 from graphprune.errors import GraphpruneError, InputError, NoiseError, UsageError
@@ -25,31 +25,6 @@ from graphprune.latency import statistics, worker
 from graphprune.latency.measure import Comparison, Measurement, MeasureOptions, Noise, measure
 
 QUICK = MeasureOptions(duration=0.05, rounds=2, warm_up_ms=1, warm_up_cap_ms=50, resamples=200)
-
-
-def network(op: str = "MatMul", *, opset: int = 20, ir_version: int = 10, size: int = 8) -> onnx.ModelProto:
-    """``y = w x`` with float32 ``x`` of shape (N, size), or a single other node on ``x``."""
-    inputs = ["x", "w"] if op in ("MatMul", "Reshape") else ["x"]
-    weight = np.array([3, 5]) if op == "Reshape" else np.eye(size, dtype=np.float32) * 2
-    graph = helper.make_graph(
-        [helper.make_node(op, inputs, ["y"], name="node0")],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", size])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
-
-
-def feeds(rows: int = 2, size: int = 8) -> dict[str, np.ndarray]:
-    return {"x": np.arange(rows * size, dtype=np.float32).reshape(rows, size)}
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    onnx.save(network(), path)
-    return path
 
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
@@ -143,7 +118,7 @@ def test_blocks_hold_two_samples_of_each_model_in_both_orders() -> None:
 
 
 def test_one_network_round_trip(model: Path) -> None:
-    result = measure(model, None, feeds(), QUICK)
+    result = measure(model, None, rows_of(), QUICK)
     assert isinstance(result, Measurement)
     assert result.iterations == len(result.samples_ns) == sum(result.round_sizes) >= 10
     assert len(result.round_sizes) == 2
@@ -160,11 +135,11 @@ def test_one_network_round_trip(model: Path) -> None:
 
 def test_comparison_round_trip(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bigger = tmp_path / "bigger.onnx"
-    onnx.save(network("Softmax"), bigger)
+    onnx.save(one_node("Softmax"), bigger)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "json.py").write_text("raise SystemExit('the working folder is on the path')")
     options = replace(QUICK, backend_options=BackendOptions(threads=1))
-    result = measure(Path("model.onnx"), Path("bigger.onnx"), feeds(), options)
+    result = measure(Path("model.onnx"), Path("bigger.onnx"), rows_of(), options)
     assert isinstance(result, Comparison)
     assert 0 < result.ratio_low <= result.ratio <= result.ratio_high
     assert result.a.iterations == result.b.iterations == 2 * result.blocks >= 12
@@ -209,7 +184,7 @@ def test_rounds_are_added_until_the_interval_is_narrow(monkeypatch: pytest.Monke
 
 
 def test_a_noisy_comparison_says_what_disturbed_it(model: Path) -> None:
-    one = measure(model, None, feeds(), replace(QUICK, rounds=1, duration=0.0))
+    one = measure(model, None, rows_of(), replace(QUICK, rounds=1, duration=0.0))
     assert isinstance(one, Measurement)
     noise = Noise(steal_share=0.02, other_cores=1.5, involuntary_switches=7, load_average=2.0)
     noisy = Comparison(one, one, 0.5, 0.45, 0.55, 0.95, 12, noise, {})
@@ -220,9 +195,9 @@ def test_a_noisy_comparison_says_what_disturbed_it(model: Path) -> None:
 
 def test_errors_of_the_child_keep_their_class_and_text(model: Path) -> None:
     with pytest.raises(InputError, match=r"model\.onnx: input 'x' takes float32\[N,8\], but float32\[2,9\] was given"):
-        measure(model, None, feeds(size=9), QUICK)
+        measure(model, None, rows_of(size=9), QUICK)
     with pytest.raises(UsageError, match="no execution provider 'Foo'"):
-        measure(model, None, feeds(), replace(QUICK, backend_options=BackendOptions(providers=("Foo",))))
+        measure(model, None, rows_of(), replace(QUICK, backend_options=BackendOptions(providers=("Foo",))))
 
 
 def test_a_crashing_or_hanging_child_is_reported(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,11 +225,11 @@ def test_a_crashing_or_hanging_child_is_reported(model: Path, tmp_path: Path, mo
     )
     monkeypatch.syspath_prepend(str(plugin))
     with pytest.raises(InputError, match=r"model\.onnx was ended by SIGKILL .*its last words: cannot map page"):
-        measure(model, None, feeds(), replace(QUICK, backend="dies"))
+        measure(model, None, rows_of(), replace(QUICK, backend="dies"))
     with pytest.raises(GraphpruneError, match=r"failed with exit code 1; its last words: KeyError: 'lost'"):
-        measure(model, None, feeds(), replace(QUICK, backend="fails"))
+        measure(model, None, rows_of(), replace(QUICK, backend="fails"))
     with pytest.raises(GraphpruneError, match=r"took longer than 0\.5 s and was ended"):
-        measure(model, None, feeds(), replace(QUICK, backend="hangs", timeout=0.5))
+        measure(model, None, rows_of(), replace(QUICK, backend="hangs", timeout=0.5))
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to look for children")

@@ -26,8 +26,8 @@ class CRIC(HESSO):
     At step ``start`` the loss is looked at with the lowest quarter, half and three quarters of each group's units
     zeroed, one group at a time. Then cycles of ``sampling`` steps: the units that would go are faded, the scores of all
     others are collected, and everything is put back; the next cycle fades those that would go only now. It ends when no
-    more than the share ``tolerance`` of all units are new, or after ``cycles``. The mean scores and the losses together
-    say which units go, and HESSO's periods of fading follow.
+    more than the share ``tolerance`` of all units are new, or after ``cycles``. The units with the lowest sum of mean
+    score and of their group's loss (over the loss with all, shared out to its units) go in HESSO's periods of fading.
 
     Args:
         loss: computes the loss of the module on some fixed samples; without it ``step`` needs a closure.
@@ -108,10 +108,7 @@ class CRIC(HESSO):
 
     def _begin(self, scores: Floats, done: float) -> None:
         """HESSO's choice, by what the cycles found out."""
-        mean = self.sums / np.maximum(self.counts, 1)
-        found = mean / max(float(np.linalg.norm(mean)), _TINY)
-        found = found + self.losses / max(float(np.linalg.norm(self.losses)), _TINY)
-        super()._begin(found, done)
+        super()._begin(self.sums / np.maximum(self.counts, 1) + self.losses, done)
 
     def _start_cycle(self, units: np.ndarray[Any, Any]) -> None:
         self.cycle += 1
@@ -124,22 +121,19 @@ class CRIC(HESSO):
         self.counts = self.counts + which
 
     def _look_at_losses(self, scores: Floats) -> None:
-        """For each unit the loss without the worst units of its group, itself among them, over the loss with all."""
+        """Per group the loss without its worst units over the loss with all, mean over the shares, per unit."""
         whole = self._loss()
         for one in self.groups.groups:
             start = self.groups.offsets[one.id]
             order = start + np.argsort(scores[start : start + one.size], kind="stable")
-            earlier, ratio = 0, 1.0
+            ratios = []
             for share in _SHARES:
-                number = max(1, int(share * one.size))
                 gone = np.zeros(self.groups.count, dtype=np.bool_)
-                gone[order[:number]] = True
+                gone[order[: max(1, int(share * one.size))]] = True
                 self.groups.zero(torch.from_numpy(gone))
-                ratio = self._loss() / max(whole, _TINY)
+                ratios.append(self._loss() / max(whole, _TINY))
                 self._put_back(optimizer=False)
-                self.losses[order[earlier:number]] = ratio
-                earlier = number
-            self.losses[order[earlier:]] = ratio
+            self.losses[start : start + one.size] = np.mean(ratios) / one.size
 
     @torch.no_grad()
     def _loss(self) -> float:
