@@ -133,6 +133,32 @@ def test_resumed_training_ends_in_the_same_weights(groups: ModuleGroups, name: s
     assert np.array_equal(again.gone, optimizer.gone)
 
 
+def test_cric_shares_a_groups_loss_out_to_its_units(groups: ModuleGroups) -> None:
+    """With a loss that counts what is not zero, a group's ratio is what it leaves over all."""
+    held = list(groups.module.parameters())
+    before = [value.detach().clone() for value in held]
+
+    def loss() -> float:
+        return float(sum(int((value != 0).sum()) for value in held))
+
+    optimizer = graphprune.optim.CRIC(groups, lr=0.0, target=0.5, start=0, sampling=2, loss=loss)
+    whole = loss()
+    train(groups.module, optimizer, 1)
+    for one in groups.groups:
+        losses = optimizer.losses[groups.offsets[one.id] :][: one.size]
+        assert np.ptp(losses) == 0.0
+        order = np.argsort(optimizer.sums[groups.offsets[one.id] :][: one.size], kind="stable")
+        ratios = []
+        for share in (0.25, 0.5, 0.75):
+            gone = torch.zeros(groups.count, dtype=torch.bool)
+            gone[groups.offsets[one.id] + order[: max(1, int(share * one.size))].copy()] = True
+            for value, old in zip(held, before, strict=True):
+                value.detach().copy_(old)
+            groups.zero(gone)
+            ratios.append(loss() / whole)
+        assert losses[0] == pytest.approx(np.mean(ratios) / one.size)
+
+
 def test_units_as_a_budget_are_aligned(groups: ModuleGroups) -> None:
     optimizer = hesso(groups, quantity="units", target=0.6, align=4, floor=0.25)
     train(groups.module, optimizer, 9)
