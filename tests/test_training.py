@@ -134,12 +134,12 @@ def test_resumed_training_ends_in_the_same_weights(groups: ModuleGroups, name: s
 
 
 def test_cric_shares_a_groups_loss_out_to_its_units(groups: ModuleGroups) -> None:
-    """With a loss that counts what is not zero, a group's ratio is what it leaves over all."""
+    """With a loss that counts what is zero, a group's ratio is known."""
     held = list(groups.module.parameters())
     before = [value.detach().clone() for value in held]
 
     def loss() -> float:
-        return float(sum(int((value != 0).sum()) for value in held))
+        return 1.0 + float(sum(int((value == 0).sum()) for value in held))
 
     optimizer = graphprune.optim.CRIC(groups, lr=0.0, target=0.5, start=0, sampling=2, loss=loss)
     whole = loss()
@@ -156,7 +156,8 @@ def test_cric_shares_a_groups_loss_out_to_its_units(groups: ModuleGroups) -> Non
                 value.detach().copy_(old)
             groups.zero(gone)
             ratios.append(loss() / whole)
-        assert losses[0] == pytest.approx(np.mean(ratios) / one.size)
+        assert losses[0] == pytest.approx(0.2 * np.log(np.mean(ratios)) / one.size)
+        assert losses[0] > 0
 
 
 def test_units_as_a_budget_are_aligned(groups: ModuleGroups) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from graphprune.training.optimizer import _array, _tensor
 __all__ = ["CRIC"]
 
 _SHARES = (0.25, 0.5, 0.75)
+_WEIGHT = 0.2  # that of each term of a score
 _TINY = 1e-12
 
 
@@ -27,7 +29,7 @@ class CRIC(HESSO):
     zeroed, one group at a time. Then cycles of ``sampling`` steps: the units that would go are faded, the scores of all
     others are collected, and everything is put back; the next cycle fades those that would go only now. It ends when no
     more than the share ``tolerance`` of all units are new, or after ``cycles``. The units with the lowest sum of mean
-    score and of their group's loss (over the loss with all, shared out to its units) go in HESSO's periods of fading.
+    score and of their share in their group's loss go in HESSO's periods of fading.
 
     Args:
         loss: computes the loss of the module on some fixed samples; without it ``step`` needs a closure.
@@ -121,7 +123,11 @@ class CRIC(HESSO):
         self.counts = self.counts + which
 
     def _look_at_losses(self, scores: Floats) -> None:
-        """Per group the loss without its worst units over the loss with all, mean over the shares, per unit."""
+        """Per group the logarithm of the loss without its worst units over the loss with all, shared out to its units.
+
+        The paper's term is the ratio itself, with five times the weight of a score's term: how large it is depends on
+        how well the network was trained, and on a trained one it outweighs the scores.
+        """
         whole = self._loss()
         for one in self.groups.groups:
             start = self.groups.offsets[one.id]
@@ -133,7 +139,7 @@ class CRIC(HESSO):
                 self.groups.zero(torch.from_numpy(gone))
                 ratios.append(self._loss() / max(whole, _TINY))
                 self._put_back(optimizer=False)
-            self.losses[start : start + one.size] = np.mean(ratios) / one.size
+            self.losses[start : start + one.size] = _WEIGHT * max(0.0, math.log(np.mean(ratios))) / one.size
 
     @torch.no_grad()
     def _loss(self) -> float:
