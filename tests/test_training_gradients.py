@@ -224,6 +224,8 @@ def test_a_loss_that_does_not_depend_on_the_network_is_refused(tmp_path: Path) -
         scores(network(tmp_path), "taylor", loss=lambda run: torch.ones(()))
     with pytest.raises(UsageError, match="rounds=0"):
         criterion("synflow", rounds=0)
+    with pytest.raises(UsageError, match="epsilon=-1 must not be negative"):
+        criterion("lrp", epsilon=-1)
     with pytest.raises(UsageError, match="'lrp' has no option 'loss'"):
         criterion("lrp", loss="mine.py:loss")
 

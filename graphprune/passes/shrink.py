@@ -177,10 +177,10 @@ class _Shrinking:
     def _drop_listed(self) -> None:
         """Initialisers that are listed as inputs (before IR version 4) go where what was computed of them is stored."""
         graph, values = self.new.graph, self.program.values()
-        for name in [value.name or "" for value in graph.inputs if value.name in graph.initializers]:
-            if values[name].uses() and not graph.initializers[name].uses():
-                graph.inputs.remove(graph.initializers[name])
-                del graph.initializers[name]
+        for value in [one for one in graph.inputs if one.name in graph.initializers]:
+            if values[value.name or ""].uses() and not value.uses() and not value.is_graph_output():
+                graph.inputs.remove(value)
+                del graph.initializers[value.name or ""]
 
     def _annotate(self) -> None:
         """Declared shapes of inner values follow the cut; where a branch never taken reads it, they are dropped."""

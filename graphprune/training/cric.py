@@ -139,7 +139,7 @@ class CRIC(HESSO):
                 self.groups.zero(torch.from_numpy(gone))
                 ratios.append(self._loss() / max(whole, _TINY))
                 self._put_back(optimizer=False)
-            self.losses[start : start + one.size] = _WEIGHT * max(0.0, math.log(np.mean(ratios))) / one.size
+            self.losses[start : start + one.size] = _WEIGHT * math.log(max(1.0, float(np.mean(ratios)))) / one.size
 
     @torch.no_grad()
     def _loss(self) -> float:

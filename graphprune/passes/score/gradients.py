@@ -136,7 +136,9 @@ class Grasp(_OfLoss):
 class Lrp(_OnGradients):
     """Relevance of a unit for what the network answers (its best class; of other outputs, their sum), by layer-wise
     relevance propagation with the ``epsilon`` rule; absolute, mean over single samples (Yeom et al., "Pruning by
-    Explaining", 2021). Rules: :mod:`graphprune.backends.torch_relevance`.
+    Explaining", 2021).
+
+    Its rules: :mod:`graphprune.backends.torch_relevance`.
     """
 
     name: ClassVar[str] = "lrp"
