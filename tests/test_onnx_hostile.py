@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -107,6 +109,32 @@ def test_a_loop_without_end_is_ended(tmp_path, monkeypatch):
     ):
         load(path)
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_an_interrupted_run_is_waited_for():
+    """The interpreter must not go while the runtime computes: that aborts the process."""
+    ended = []
+
+    def run(_names, _feeds, options):
+        while not options.terminate:
+            time.sleep(0.01)
+        time.sleep(0.3)  # the node that is being computed
+        ended.append(True)
+
+    def interrupt(_number, _frame):
+        raise KeyboardInterrupt
+
+    session = onnxruntime.OrtSession(SimpleNamespace(run=run, get_inputs=list, get_outputs=list), "m.onnx")
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            session.run({})
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ended == [True]
 
 
 def test_an_input_larger_than_any_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from graphprune.backends.base import Availability, BackendOptions, Build, LayerTime, machine
@@ -114,22 +114,25 @@ class OrtSession:
 
         options = onnxruntime.RunOptions()
         answers: list[Any] = []
+        done = Event()
 
         def work() -> None:
             try:
                 answers.append(self._session.run(names, feeds, options))
             except BaseException as error:
                 answers.append(error)
+            finally:
+                done.set()
 
-        thread = Thread(target=work, daemon=True)
         with bounded_memory():
-            thread.start()
             try:
-                thread.join(RUN_SECONDS)
-                late = thread.is_alive()
+                # Not Thread.join: until Python 3.13, when a signal interrupts it, it takes the thread for ended
+                # (bpo-45274), and the interpreter would go while the runtime computes, which aborts the process.
+                Thread(target=work, daemon=True).start()
+                late = not done.wait(RUN_SECONDS)
             finally:
                 options.terminate = True  # heard before the next node, within loops too
-                thread.join(_GRACE)
+                done.wait(_GRACE)
         if late:
             raise RunTimeoutError(
                 f"{self._label}: one run did not end within {RUN_SECONDS:g} s; a loop in it may have no end, or the "
