@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import NoiseError, TargetError, UsageError
-from graphprune.latency.figures import Figure, Statistic, enough_for, figure_of
-from graphprune.latency.measure import Comparison, MeasureOptions, measure
+from graphprune.latency.figures import Statistic, enough_for, figure_of
+from graphprune.latency.measure import Comparison, MeasureOptions, compare_if_worth
 from graphprune.latency_model import LatencyModel
 from graphprune.passes.allocate import (
     Allocator,
@@ -34,8 +34,9 @@ _log = logging.getLogger(__name__)
 
 _ROUNDS = 8
 _STRICT = 3  # rounds in which the whole interval has to lie near the target; after them the ratio itself
-_NEAR = 0.06  # of the target: a candidate measured quickly to be so near is measured again, longer
-_VAGUE = 0.2  # of the ratio: a quick measurement with a wider interval says too little to go on
+_NEAR = 0.06  # of the target: a candidate that half of the rounds found to be so near is measured further
+_VAGUE = 0.2  # of the ratio: half of the rounds with a wider interval say too little to go on from
+_PATIENCE = 2.0  # times ``max_duration``, for as long as the interval is wider than ``max_width``
 _STEP = 0.01  # least relative change of what is asked for
 _FLATTEST, _STEEPEST = 0.3, 2.0  # change of the measured ratio per change of what is asked for
 _SLACK = 0.05  # of the target: an artefact whose interval begins further below it is needlessly small
@@ -228,6 +229,16 @@ def meet(
         NoiseError: the machine is too noisy to tell.
         UsageError: a time that is above what the original was measured to take.
     """
+    # A disturbed measurement is made longer: cutting deeper until the interval fits would cost importance.
+    timing = enough_for(replace(options, max_duration=_PATIENCE * options.max_duration), statistic)
+
+    def worth(seen: Comparison) -> bool:
+        """Whether a candidate is near enough to decide, or what was seen too vague to go on from."""
+        figure = figure_of(seen, statistic)
+        ratio = figure.ratio
+        near = abs(ratio.value / target.within(figure.a_ms) - 1) <= _NEAR
+        return near or ratio.high - ratio.low > _VAGUE * ratio.value
+
     share = target.within(planner.model.original_ns / 1e6)  # the curves may be of another device, or a slower hour
     rounds: list[Round] = []
     results: list[tuple[Planned, Comparison]] = []
@@ -240,12 +251,9 @@ def meet(
                 raise
             raise TargetError(_missed(target, rounds, str(error))) from error
         candidate = build(planned.plan)
-        found, figure = _compare(source, candidate, feeds, _quick(options), statistic)
+        found = compare_if_worth(source, candidate, feeds, timing, worth)
+        figure = figure_of(found, statistic)
         ratio = figure.ratio
-        near = abs(ratio.value / target.within(figure.a_ms) - 1) <= _NEAR
-        if near or ratio.high - ratio.low > _VAGUE * ratio.value:  # a measurement that decides, or that steers at all
-            found, figure = _compare(source, candidate, feeds, options, statistic)
-            ratio = figure.ratio
         share = target.within(figure.a_ms) if rounds else target.share(figure.a_ms)
         rounds.append(Round(asked, planned.predicted, ratio.value, ratio.low, ratio.high, planned.kept, share))
         results.append((planned, found))
@@ -271,19 +279,6 @@ def _holds(one: Round, tried: int) -> bool:
     """Within the target and not needlessly small; where the interval alone stands in the way, after some rounds."""
     near = one.low if tried < _STRICT else one.ratio
     return one.high <= one.share and near >= one.share * (1 - _SLACK)
-
-
-def _compare(
-    source: Path, candidate: Path, feeds: Mapping[str, Any], options: MeasureOptions, statistic: Statistic
-) -> tuple[Comparison, Figure]:
-    found = measure(source, candidate, feeds, enough_for(options, statistic))
-    assert isinstance(found, Comparison)
-    return found, figure_of(found, statistic)
-
-
-def _quick(options: MeasureOptions) -> MeasureOptions:
-    """Enough to see where a candidate lies."""
-    return replace(options, duration=options.duration / 3, rounds=max(2, options.rounds // 2), max_width=None)
 
 
 def _next(rounds: Sequence[Round], share: float) -> float | None:

@@ -149,7 +149,7 @@ class Bench:
             one = measurement()
             return Comparison(one, one, ratio, ratio - half, ratio + half, 0.95, 10, one.noise, one.fingerprint)
 
-        self.monkeypatch.setattr(targeting, "measure", measure)
+        self.monkeypatch.setattr(targeting, "compare_if_worth", measure)
         groups, program = self.network.grouping.groups, self.network.program
         scores = score_groups(criterion("magnitude"), groups, program.tensor)
         planner = Planner(self.model, groups, scores, self.network.cost, allocator(method), limits)
@@ -433,7 +433,7 @@ def test_exit_codes(
     one = measurement()
     ratio, half = found
     comparison = Comparison(one, one, ratio, ratio - half, ratio + half, 0.95, 10, one.noise, one.fingerprint)
-    monkeypatch.setattr(targeting, "measure", lambda *_: comparison)
+    monkeypatch.setattr(targeting, "compare_if_worth", lambda *_: comparison)
     write_table(table, tmp_path / "t.json")
     words_ = ("--target-latency", "0.7x", "--latency-table", tmp_path / "t.json", "--floor", "0.01")
     result = run_cli("export", network.source, "-o", tmp_path / "out", *words_)
@@ -460,7 +460,7 @@ def test_a_table_of_another_device_alone(
     text: str, network: Network, model: LatencyModel, phone: Path, tmp_path: Path, monkeypatch: Any, run_cli: Any
 ) -> None:
     """With --no-measure: nothing is run for its time, and nothing is said to be met."""
-    monkeypatch.setattr(targeting, "measure", never)
+    monkeypatch.setattr(targeting, "compare_if_worth", never)
     target = text if text == "0.7x" else f"{0.7 * model.original_ns / 1e3:.6g}us"
     words = ("export", network.source, "-o", tmp_path / "out", "--latency-table", phone, "--target-latency", target)
     result = run_cli(*words, "--no-measure", "--floor", "0.01")
@@ -499,7 +499,7 @@ def test_a_family_on_the_90th_percentile(
             sizes[one.id] = float(one.size)
         return sampled(curves.share(sizes))
 
-    monkeypatch.setattr(targeting, "measure", measure)
+    monkeypatch.setattr(targeting, "compare_if_worth", measure)
     words = ("--target-latency", "0.9x,0.75x", "--statistic", "p90", "--floor", "0.01")
     result = run_cli("export", network.source, "-o", tmp_path / "out", "--latency-table", tmp_path / "t.json", *words)
     assert result.code == 0, result.err
@@ -525,7 +525,7 @@ def test_a_family_on_the_90th_percentile(
 def test_what_a_table_of_another_device_cannot_do(
     more: list[str], said: str, network: Network, phone: Path, tmp_path: Path, monkeypatch: Any, run_cli: Any
 ) -> None:
-    monkeypatch.setattr(targeting, "measure", never)
+    monkeypatch.setattr(targeting, "compare_if_worth", never)
     result = run_cli("export", network.source, "-o", tmp_path / "out", "--latency-table", phone, *more)
     assert (result.code, said in result.err) == (2, True), result.err
     assert not (tmp_path / "out").exists()
@@ -536,7 +536,7 @@ def test_a_share_is_measured_here_with_widths_for_another_device(
 ) -> None:
     one = measurement()
     comparison = Comparison(one, one, 0.69, 0.685, 0.695, 0.95, 10, one.noise, one.fingerprint)
-    monkeypatch.setattr(targeting, "measure", lambda *_: comparison)
+    monkeypatch.setattr(targeting, "compare_if_worth", lambda *_: comparison)
     words = ("--target-latency", "0.7x", "--latency-table", phone, "--floor", "0.01")
     result = run_cli("export", network.source, "-o", tmp_path / "out", *words)
     assert result.code == 0, result.err

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from graphprune.backends import BackendOptions
 from graphprune.errors import GraphpruneError, InputError, NoiseError, UsageError
 from graphprune.latency import measure as measuring
 from graphprune.latency import statistics, worker
-from graphprune.latency.measure import Comparison, Measurement, MeasureOptions, Noise, measure
+from graphprune.latency.measure import Comparison, Measurement, MeasureOptions, Noise, compare_if_worth, measure
 
 QUICK = MeasureOptions(duration=0.05, rounds=2, warm_up_ms=1, warm_up_cap_ms=50, resamples=200)
 
@@ -149,25 +150,36 @@ def test_comparison_round_trip(tmp_path: Path, model: Path, monkeypatch: pytest.
     assert not result.too_noisy(result.width * 2)
 
 
-def test_rounds_are_added_until_the_interval_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(0)
-    jobs: list[dict[str, Any]] = []
-    now = 0.0
+@dataclass
+class Simulated:
+    """Stands for the measuring process: one second a round, times of 10 and 7.5 ms with 2 % between rounds."""
 
-    def simulated(job: dict[str, Any], *_: object) -> tuple[dict[str, Any], list[np.ndarray]]:
-        nonlocal now
-        now += 1.0
-        jobs.append(job)
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+    now: float = 0.0
+    generator: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def __call__(self, job: dict[str, Any], *_: object) -> tuple[dict[str, Any], list[np.ndarray]]:
+        self.now += 1.0
+        self.jobs.append(job)
         warm = {"ms": 1.0, "runs": 2, "settled": True}
         noise = {"steal_share": 0.0, "other_cores": None, "involuntary_switches": 3, "load_average": 1.0}
         result = {"warm_ups": [warm, warm], "repeats": [2, 4], "noise": noise, "fingerprint": {}}
-        level = generator.normal(1.0, 0.02, 2)
+        level = self.generator.normal(1.0, 0.02, 2)
         return result, [
             np.full(8, time * part * 1e6).astype(np.int64) for time, part in zip((20, 30), level, strict=True)
         ]
 
-    monkeypatch.setattr(measuring, "run_worker", simulated)
-    monkeypatch.setattr(measuring.time, "monotonic", lambda: now)
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Simulated:
+    worker = Simulated()
+    monkeypatch.setattr(measuring, "run_worker", worker)
+    monkeypatch.setattr(measuring.time, "monotonic", lambda: worker.now)
+    return worker
+
+
+def test_rounds_are_added_until_the_interval_is_narrow(simulated: Simulated) -> None:
+    jobs = simulated.jobs
     found = measure(Path("a"), Path("b"), None, MeasureOptions(max_width=0.02))
     assert isinstance(found, Comparison)
     assert len(jobs) > 6
@@ -181,6 +193,22 @@ def test_rounds_are_added_until_the_interval_is_narrow(monkeypatch: pytest.Monke
     jobs.clear()
     measure(Path("a"), Path("b"), None, MeasureOptions(max_width=1e-6, max_duration=9.0))
     assert len(jobs) == 9
+
+
+def test_a_comparison_that_is_not_worth_it_ends_half_way(simulated: Simulated) -> None:
+    seen: list[int] = []
+
+    def worth(answer: bool) -> Callable[[Comparison], bool]:
+        return lambda comparison: seen.append(comparison.blocks) or answer
+
+    options = MeasureOptions(duration=1.2, max_width=1e-6, max_duration=9.0)
+    found = compare_if_worth(Path("a"), Path("b"), None, options, worth(False))
+    assert (len(simulated.jobs), found.blocks, seen) == (3, 12, [12])
+    simulated.jobs.clear()
+    found = compare_if_worth(Path("a"), Path("b"), None, options, worth(True))
+    assert (len(simulated.jobs), found.blocks, seen) == (9, 36, [12, 12]), "the first rounds count as well"
+    lengths = [job["duration"] for job in simulated.jobs]
+    assert lengths == pytest.approx([0.2] * 3 + [0.8] * 6), "then as long as getting ready takes"
 
 
 def test_a_noisy_comparison_says_what_disturbed_it(model: Path) -> None:

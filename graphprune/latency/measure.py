@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 
     from graphprune.latency.statistics import Estimate
 
-__all__ = ["Comparison", "MeasureOptions", "Measurement", "Noise", "WarmUp", "measure", "measure_in_turn"]
+__all__ = [
+    "Comparison",
+    "MeasureOptions",
+    "Measurement",
+    "Noise",
+    "WarmUp",
+    "compare_if_worth",
+    "measure",
+    "measure_in_turn",
+]
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ def measure(
     feeds: Mapping[str, np.ndarray] | None,
     options: MeasureOptions | None = None,
 ) -> Measurement | Comparison:
-    """Times ``model_a``, or compares ``model_b`` with it, on ``feeds``, in a fresh process.
+    """Times ``model_a``, or compares ``model_b`` with it, on ``feeds``, in fresh processes.
 
     Args:
         model_a: ONNX file.
@@ -119,6 +128,29 @@ def measure(
     return measured[0] if model_b is None else comparisons[0]
 
 
+def compare_if_worth(
+    model_a: Path,
+    model_b: Path,
+    feeds: Mapping[str, np.ndarray] | None,
+    options: MeasureOptions,
+    worth: Callable[[Comparison], bool],
+) -> Comparison:
+    """Compares as :func:`measure` does, but asks once, after half of the rounds (two at least), whether to go on.
+
+    Until then rounds are no longer than ``duration`` says. Arguments and errors are those of :func:`measure`.
+    """
+    options = replace(options, rounds=max(2, options.rounds))
+    models = [Path(model).resolve() for model in (model_a, model_b)]
+    half = max(2, -(-options.rounds // 2))
+
+    def look(rounds: list[_Round]) -> bool:
+        return worth(_results(rounds, options)[1][0])
+
+    with progress.step("measure"):
+        rounds = _run_rounds(models, feeds or {}, options, half, look)
+    return _results(rounds, options)[1][0]
+
+
 def measure_in_turn(
     models: Sequence[Path], feeds: Mapping[str, np.ndarray] | None, options: MeasureOptions | None = None
 ) -> tuple[tuple[Measurement, ...], tuple[Comparison, ...]]:
@@ -128,11 +160,18 @@ def measure_in_turn(
     """
     options = options or MeasureOptions()
     with progress.step("measure"):
-        rounds = _run_rounds([Path(model).resolve() for model in models], feeds or {}, options)
+        return _results(_run_rounds([Path(model).resolve() for model in models], feeds or {}, options), options)
+
+
+_Round = tuple[dict[str, Any], list["np.ndarray"]]
+
+
+def _results(rounds: list[_Round], options: MeasureOptions) -> tuple[tuple[Measurement, ...], tuple[Comparison, ...]]:
     noise = _mean_noise([_noise(result["noise"]) for result, _ in rounds])
-    measured = tuple(_summarise(rounds, index, noise, options) for index in range(len(models)))
+    count = len(rounds[0][1])
+    measured = tuple(_summarise(rounds, index, noise, options) for index in range(count))
     comparisons = []
-    for index in range(1, len(models)):
+    for index in range(1, count):
         estimate = _estimate(rounds, options, _ratio_to_first(index))
         comparisons.append(
             Comparison(
@@ -150,10 +189,14 @@ def measure_in_turn(
     return measured, tuple(comparisons)
 
 
-_Round = tuple[dict[str, Any], list["np.ndarray"]]
-
-
-def _run_rounds(models: list[Path], feeds: Mapping[str, np.ndarray], options: MeasureOptions) -> list[_Round]:
+def _run_rounds(
+    models: list[Path],
+    feeds: Mapping[str, np.ndarray],
+    options: MeasureOptions,
+    asked: int = 0,
+    go_on: Callable[[list[_Round]], bool] | None = None,
+) -> list[_Round]:
+    """Rounds, as many as the options say; ``go_on`` is asked after the first ``asked`` ones whether to."""
     from graphprune.latency import statistics
 
     backend_options = options.backend_options
@@ -164,6 +207,7 @@ def _run_rounds(models: list[Path], feeds: Mapping[str, np.ndarray], options: Me
     least = max(least, statistics.fewest(options.confidence))
     repeats: list[int | None] = [1 if options.single_runs else None] * len(models)
     rounds: list[_Round] = []
+    ready = 0.0
     start = time.monotonic()
     each = options.duration / options.rounds
     for index in itertools.count():
@@ -186,8 +230,12 @@ def _run_rounds(models: list[Path], feeds: Mapping[str, np.ndarray], options: Me
         repeats = result["repeats"]
         rounds.append((result, samples))
         progress.advance(len(rounds) / options.rounds)
-        if index == 0 and options.max_width is not None:  # then measure for as long as it takes to get ready
-            each = max(each, min(time.monotonic() - began - each, options.max_duration / options.rounds))
+        if index == 0:
+            ready = min(time.monotonic() - began - each, options.max_duration / options.rounds)
+        if go_on is not None and len(rounds) == asked and not go_on(rounds):
+            break
+        if len(rounds) >= asked and options.max_width is not None:  # then measure for as long as it takes to get ready
+            each = max(each, ready)
         if len(rounds) < options.rounds:
             continue
         # Going on depends on the width alone, never on the value, so that it does not favour a result.
