@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,6 @@ _ROUNDS = 8
 _STRICT = 3  # rounds in which the whole interval has to lie near the target; after them the ratio itself
 _NEAR = 0.06  # of the target: a candidate that half of the rounds found to be so near is measured further
 _VAGUE = 0.2  # of the ratio: half of the rounds with a wider interval say too little to go on from
-_PATIENCE = 2.0  # times ``max_duration``, for as long as the interval is wider than ``max_width``
 _STEP = 0.01  # least relative change of what is asked for
 _FLATTEST, _STEEPEST = 0.3, 2.0  # change of the measured ratio per change of what is asked for
 _SLACK = 0.05  # of the target: an artefact whose interval begins further below it is needlessly small
@@ -229,8 +228,7 @@ def meet(
         NoiseError: the machine is too noisy to tell.
         UsageError: a time that is above what the original was measured to take.
     """
-    # A disturbed measurement is made longer: cutting deeper until the interval fits would cost importance.
-    timing = enough_for(replace(options, max_duration=_PATIENCE * options.max_duration), statistic)
+    timing = enough_for(options, statistic)
 
     def worth(seen: Comparison) -> bool:
         """Whether a candidate is near enough to decide, or what was seen too vague to go on from."""
