@@ -55,7 +55,10 @@ def cell(name: str, backend: str, threads: int) -> dict[str, Any]:
 
     network = load_network(name)
     timing = MeasureOptions(
-        backend=backend, backend_options=BackendOptions(threads=threads), max_width=0.03, max_duration=20.0
+        backend=backend,
+        backend_options=BackendOptions(threads=threads, denormals=False),
+        max_width=0.03,
+        max_duration=20.0,
     )
     row: dict[str, Any] = {"network": name, "backend": backend, "threads": threads, "targets": {}, "others": {}}
     with tempfile.TemporaryDirectory() as folder:

@@ -227,6 +227,8 @@ class Chooser:
             network.write(model, candidate)
             return candidate
 
+        if self.repairs:  # a candidate has the artefact's sizes, not yet its values
+            timing = replace(timing, backend_options=replace(timing.backend_options, denormals=False))
         target = replace(asked, value=asked.value * tightened)
         with timed(self.seconds, "meet"):
             met = meet(target, planner, self.source, build, feeds, timing, options.statistic)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +162,7 @@ def profile_table(
         source = folder / "source.onnx"
         write_onnx(network.program.model, source)
     if known is not None:
-        fingerprint = get_backend(options.backend).fingerprint(replace(options.backend_options, spinning=False))
+        fingerprint = get_backend(options.backend).fingerprint(options.backend_options.for_curves())
         if dict(known.fingerprint) != fingerprint:
             other = sorted(key for key in fingerprint if known.fingerprint.get(key) != fingerprint[key])
             raise UsageError(f"the table is of other conditions ({', '.join(other)} differ); write to a new file")

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -84,6 +84,9 @@ class BackendOptions:
         providers: Execution providers or devices in the order of preference, by the backend's own names; none: the
             backend's default.
         spinning: Whether idle threads of the pool may wait actively for work, which most runtimes do by default.
+        denormals: Whether numbers below the normal range count, as they do by default, or are taken for 0. Processors
+            are slow with them: where a cut is not repaired yet, a softmax over its wild values can take eight times as
+            long. Backends that cannot choose ignore it.
         settings: The backend's own options as (name, value), such as options of a provider. A backend refuses those
             that it does not know.
         affinity: Logical CPUs that the process is bound to while it measures; none: as it was started.
@@ -95,6 +98,7 @@ class BackendOptions:
     threads: int | None = None
     providers: tuple[str, ...] = ()
     spinning: bool = True
+    denormals: bool = True
     settings: tuple[tuple[str, str], ...] = ()
     affinity: tuple[int, ...] = ()
 
@@ -114,6 +118,7 @@ class BackendOptions:
             threads=data["threads"],
             providers=tuple(data["providers"]),
             spinning=data["spinning"],
+            denormals=data.get("denormals", True),
             settings=tuple((name, value) for name, value in data["settings"]),
             affinity=tuple(data["affinity"]),
         )
@@ -124,9 +129,14 @@ class BackendOptions:
             "threads": self.threads,
             "providers": list(self.providers),
             "spinning": self.spinning,
+            "denormals": self.denormals,
             "settings": [list(pair) for pair in self.settings],
             "affinity": list(self.affinity),
         }
+
+    def for_curves(self) -> BackendOptions:
+        """What layers are timed under: in turn with the original, so without spinning, and whatever their values."""
+        return replace(self, spinning=False, denormals=False)
 
     def thread_count(self) -> int:
         """The number of threads that is really used."""

@@ -220,6 +220,7 @@ class OnnxRuntimeBackend:
             "threads": options.thread_count(),
             "inter_op_threads": 1,
             "spinning": options.spinning,
+            "denormals": options.denormals,
             "affinity": list(options.affinity),
             "providers": list(providers),
             "settings": dict(options.settings),
@@ -268,6 +269,8 @@ class OnnxRuntimeBackend:
         settings.intra_op_num_threads = options.thread_count()
         settings.inter_op_num_threads = 1
         settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
+        if not options.denormals:
+            settings.add_session_config_entry("session.set_denormal_as_zero", "1")
         if 1 < options.thread_count() <= len(options.affinity):
             # One CPU per thread, counted from 1; the calling thread is the pool's first and is not in the list.
             pinned = options.affinity[1 : options.thread_count()]

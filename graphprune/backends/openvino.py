@@ -215,6 +215,7 @@ class OpenVinoBackend:
             **host,
             "device": host["device"] if on_cpu else openvino.Core().get_property(device, "FULL_DEVICE_NAME"),
             "threads": options.thread_count(),
+            "denormals": options.denormals,
             "affinity": list(options.affinity),
             "providers": [device],
             "settings": dict(options.settings),
@@ -284,6 +285,8 @@ class OpenVinoBackend:
         }
         settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", _PRECISION: "f32"}
         settings["INFERENCE_NUM_THREADS"] = str(options.thread_count())
+        if not options.denormals:
+            settings["CPU_DENORMALS_OPTIMIZATION"] = "YES"
         settings = {name: value for name, value in settings.items() if name in allowed}
         if _PRECISION in settings and "FP32" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
             del settings[_PRECISION]

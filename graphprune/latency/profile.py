@@ -279,7 +279,7 @@ def _measure(
             "models": [str(source.resolve()), *map(str, models)],
             "inputs": list(feeds),
             "backend": options.backend,
-            "options": options.backend_options.to_json() | {"spinning": False},  # two networks in turn: see ``measure``
+            "options": options.backend_options.for_curves().to_json(),
             "duration": seconds,
             "fewest": 2,
             "runs": 8,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +137,7 @@ def write_table(table: LatencyTable, path: Path) -> None:
 
 def elsewhere(table: LatencyTable, backend: str, options: BackendOptions) -> str:
     """The device that a table was made on, where that is not the one that ``backend`` has here; else empty."""
-    here = get_backend(backend).fingerprint(replace(options, spinning=False))
+    here = get_backend(backend).fingerprint(options.for_curves())
     there = table.fingerprint
     return str(there["device"]) if any(key in there and there[key] != here.get(key) for key in _DEVICE) else ""
 
@@ -150,8 +150,7 @@ def cache_file(fingerprint: Mapping[str, Any]) -> Path:
 
 def read_cached(options: ProfileOptions) -> LatencyTable | None:
     """The table of this device and these options, or None; what cannot be read is measured anew."""
-    quiet = replace(options.backend_options, spinning=False)
-    path = cache_file(get_backend(options.backend).fingerprint(quiet))
+    path = cache_file(get_backend(options.backend).fingerprint(options.backend_options.for_curves()))
     try:
         return read_table(path) if path.is_file() else None
     except InputError as error:
