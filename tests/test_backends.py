@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -240,7 +242,7 @@ def test_backend_options_are_checked(wrong: dict[str, object], text: str) -> Non
 
 
 def test_backend_options_survive_json() -> None:
-    options = BackendOptions(3, ("A", "B"), False, (("k", "v"), ("l", "w=x")), (0, 2))
+    options = BackendOptions(3, ("A", "B"), False, (("k", "v"), ("l", "w=x")), (0, 2), denormals=False)
     assert BackendOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
     assert options.to_json().keys() == vars(options).keys()
 
@@ -283,6 +285,25 @@ def test_settings_reach_the_session_and_unknown_ones_are_refused(model: Path) ->
         backend.load(model, BackendOptions(settings=(("session.set_denormal_as_zer", "1"),)))
     with pytest.raises(UsageError, match="no option 'device_id' for CPUExecutionProvider"):
         backend.load(model, BackendOptions(settings=(("device_id", "1"),)))
+
+
+def test_denormal_numbers_count_or_are_zero(model: Path) -> None:
+    """In processes of their own: onnxruntime sets the calling thread once, by its first session."""
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from graphprune.backends import BackendOptions, get_backend
+backend = get_backend("onnxruntime")
+options = BackendOptions(threads=1, denormals=sys.argv[2] == "yes")
+run = backend.load(Path(sys.argv[1]), options).prepare({"x": np.full((2, 8), 1e-40, "f")})
+print(backend.fingerprint(options)["denormals"], bool(run()[0].any()))
+"""
+    for word in ("yes", "no"):
+        made = subprocess.run(
+            [sys.executable, "-c", code, str(model), word], capture_output=True, text=True, check=True
+        )
+        assert made.stdout.split() == [str(word == "yes")] * 2
 
 
 def test_threads_are_pinned_to_the_cpus_of_the_affinity() -> None:

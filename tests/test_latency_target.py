@@ -16,6 +16,7 @@ from models import SAMPLES, Net, image, nothing, picture
 from test_bench import measurement
 from test_curves import points
 
+import graphprune.export as exporting
 import graphprune.latency.figures as figures
 import graphprune.latency.profile as profiling
 import graphprune.latency_model as modelling
@@ -579,3 +580,29 @@ def _short(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *given, **{**named, "fewest": 12, "most": 12})
 
     return shorter
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_a_candidate_is_timed_without_the_values_that_repair_will_replace(
+    repaired: bool, network: Network, table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+    one = measurement()
+    comparison = Comparison(one, one, 0.69, 0.685, 0.695, 0.95, 10, one.noise, one.fingerprint)
+
+    def noted(what: str) -> Callable[..., Comparison]:
+        def stand_in(_source: Path, _candidate: Path, _feeds: Any, options: MeasureOptions, *_: Any) -> Comparison:
+            seen[what] = options.backend_options.denormals
+            return comparison
+
+        return stand_in
+
+    monkeypatch.setattr(targeting, "compare_if_worth", noted("candidate"))
+    monkeypatch.setattr(exporting, "measure", noted("artefact"))
+    write_table(table, tmp_path / "t.json")
+    data = {"calib": [network.program.examples] * 4, "search_budget": "0"} if repaired else {}
+    result = network.export(
+        tmp_path / "out", target_latency="0.7x", latency_table=tmp_path / "t.json", measure=MeasureOptions(), **data
+    )
+    assert (result.repaired is not None) == repaired
+    assert seen == ({"candidate": False, "artefact": True} if repaired else {"candidate": True})

@@ -84,12 +84,12 @@ class BackendOptions:
         providers: Execution providers or devices in the order of preference, by the backend's own names; none: the
             backend's default.
         spinning: Whether idle threads of the pool may wait actively for work, which most runtimes do by default.
-        denormals: Whether numbers below the normal range count, as they do by default, or are taken for 0. Processors
-            are slow with them: where a cut is not repaired yet, a softmax over its wild values can take eight times as
-            long. Backends that cannot choose ignore it.
         settings: The backend's own options as (name, value), such as options of a provider. A backend refuses those
             that it does not know.
         affinity: Logical CPUs that the process is bound to while it measures; none: as it was started.
+        denormals: Whether numbers below the normal range count, as they do by default, or are taken for 0. Processors
+            are slow with them: where a cut is not repaired yet, a softmax over its wild values can take eight times as
+            long. Backends that cannot choose ignore it.
 
     Raises:
         UsageError: threads below 1, a setting given twice, or a negative CPU.
@@ -98,9 +98,9 @@ class BackendOptions:
     threads: int | None = None
     providers: tuple[str, ...] = ()
     spinning: bool = True
-    denormals: bool = True
     settings: tuple[tuple[str, str], ...] = ()
     affinity: tuple[int, ...] = ()
+    denormals: bool = True
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -118,9 +118,9 @@ class BackendOptions:
             threads=data["threads"],
             providers=tuple(data["providers"]),
             spinning=data["spinning"],
-            denormals=data.get("denormals", True),
             settings=tuple((name, value) for name, value in data["settings"]),
             affinity=tuple(data["affinity"]),
+            denormals=data.get("denormals", True),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -129,9 +129,9 @@ class BackendOptions:
             "threads": self.threads,
             "providers": list(self.providers),
             "spinning": self.spinning,
-            "denormals": self.denormals,
             "settings": [list(pair) for pair in self.settings],
             "affinity": list(self.affinity),
+            "denormals": self.denormals,
         }
 
     def for_curves(self) -> BackendOptions:
