@@ -22,7 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.accuracy_tasks import Feeds, Task, onnx_bytes
+import numpy as np
+
+from benchmarks.accuracy_tasks import BATCH, Feeds, Task, folded, onnx_bytes
 
 if TYPE_CHECKING:
     from graphprune.latency.measure import MeasureOptions
@@ -133,7 +135,9 @@ def _measured(job: Job) -> dict[str, float]:
     from graphprune.latency.measure import Comparison, measure
 
     assert job.timing is not None
-    found = measure(job.task.path(), job.out, job.task.calibration(1, 0)[0], job.timing)
+    dense, cut = (folded(path, job.task) for path in (job.task.path(), job.out))
+    feeds = {name: np.repeat(value, BATCH, axis=0) for name, value in job.task.calibration(1, 0)[0].items()}
+    found = measure(dense, cut, feeds, job.timing)
     assert isinstance(found, Comparison)
     return {"ratio": found.ratio, "low": found.ratio_low, "high": found.ratio_high}
 

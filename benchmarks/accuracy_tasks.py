@@ -117,6 +117,25 @@ def exported(name: str, module: Any, example: tuple[Any, ...], names: Sequence[s
     return path
 
 
+BATCH = 64  # of the small networks where they are timed: one image takes a tenth of a millisecond, most of it dispatch
+
+
+def batched(shapes: Mapping[str | None, tuple[int, ...]]) -> dict[str | None, tuple[int, ...]]:
+    """Input shapes at which small networks are timed."""
+    return {name: (BATCH, *shape[1:]) for name, shape in shapes.items()}
+
+
+def folded(path: Path, task: Task) -> Path:
+    """The file as graphprune writes it uncut, beside it: exporters leave BatchNorm's parameters to be computed in the
+    graph, and a time that is held against that says how a network was exported, not what was cut from it.
+    """
+    from graphprune.ir.store import write_onnx
+    from graphprune.pipeline import load
+
+    out = path.with_name(f"{path.stem}-folded.onnx")
+    return write_onnx(load(path, input_shapes=task.shapes).program.model, out)[-1]
+
+
 # ----------------------------------------------------------------------------------------- glyphs and digits
 
 
