@@ -94,7 +94,8 @@ class Chooser:
     def choose(self, tightened: float = 1.0) -> Choice:
         """What stays: the plan that was given, or scores and an allocation to the targets.
 
-        ``tightened``: the share of a latency target that is asked for, below 1 after what was repaired took longer.
+        ``tightened``: the share of a latency target that candidates are held to, below 1 where the artefact is repaired
+        and measured by itself, and the more so after it took longer.
         """
         network, options = self.network, self.options
         grouping = network.grouping
@@ -229,9 +230,8 @@ class Chooser:
 
         if self.repairs:  # a candidate has the artefact's sizes, not yet its values
             timing = replace(timing, backend_options=replace(timing.backend_options, denormals=False))
-        target = replace(asked, value=asked.value * tightened)
         with timed(self.seconds, "meet"):
-            met = meet(target, planner, self.source, build, feeds, timing, options.statistic)
+            met = meet(asked, planner, self.source, build, feeds, timing, options.statistic, tightened)
         notes = met.notes
         if options.latency_table is not None and (
             there := elsewhere(model.table, timing.backend, timing.backend_options)
@@ -240,7 +240,7 @@ class Chooser:
                 f"the widths were chosen by a latency table of another device, {there}; the ratio was measured on this "
                 "machine: `graphprune gate` measures it on the device",
             )
-        return replace(met, target=asked, share=met.share / tightened, notes=notes)
+        return replace(met, notes=notes)
 
     def _curves(self, chosen: Sequence[Group]) -> LatencyModel:
         """The step curves, measured when they are first needed."""

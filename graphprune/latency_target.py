@@ -207,6 +207,7 @@ def meet(
     feeds: Mapping[str, Any],
     options: MeasureOptions,
     statistic: Statistic = "median",
+    margin: float = 1.0,
 ) -> Met:
     """Solve, build, measure against the original, correct the curves by what was seen, and again, until it is met.
 
@@ -222,6 +223,7 @@ def meet(
         feeds: of the measurement.
         options: of the measurement.
         statistic: which figure of the samples the target is on, ``median`` or ``p90``.
+        margin: share of the target that candidates are held to, for an artefact that is measured by itself afterwards.
 
     Raises:
         TargetError: it cannot be reached; the fastest that was reached is named.
@@ -234,10 +236,11 @@ def meet(
         """Whether a candidate is near enough to decide, or what was seen too vague to go on from."""
         figure = figure_of(seen, statistic)
         ratio = figure.ratio
-        near = abs(ratio.value / target.within(figure.a_ms) - 1) <= _NEAR
+        near = abs(ratio.value / (margin * target.within(figure.a_ms)) - 1) <= _NEAR
         return near or ratio.high - ratio.low > _VAGUE * ratio.value
 
-    share = target.within(planner.model.original_ns / 1e6)  # the curves may be of another device, or a slower hour
+    # The curves may be of another device, or of a slower hour.
+    share = margin * target.within(planner.model.original_ns / 1e6)
     rounds: list[Round] = []
     results: list[tuple[Planned, Comparison]] = []
     asked: float | None = min(1.0, share * (1 - _SLACK / 2))
@@ -252,13 +255,13 @@ def meet(
         found = compare_if_worth(source, candidate, feeds, timing, worth)
         figure = figure_of(found, statistic)
         ratio = figure.ratio
-        share = target.within(figure.a_ms) if rounds else target.share(figure.a_ms)
+        share = margin * (target.within(figure.a_ms) if rounds else target.share(figure.a_ms))
         rounds.append(Round(asked, planned.predicted, ratio.value, ratio.low, ratio.high, planned.kept, share))
         results.append((planned, found))
         _log.info("round %d: asked %.3f, predicted %.3f, measured %.3f [%.3f, %.3f]", len(rounds), asked,
                   planned.predicted, ratio.value, ratio.low, ratio.high)  # fmt: skip
         asked = None if any(_holds(one, len(rounds)) for one in rounds) else _next(rounds, share)
-    return _chosen(target, rounds, results)
+    return _chosen(target, rounds, results, margin)
 
 
 def predict(target: LatencyTarget, planner: Planner) -> Met:
@@ -309,7 +312,9 @@ def _next(rounds: Sequence[Round], share: float) -> float | None:
     return min(1.0, asked)
 
 
-def _chosen(target: LatencyTarget, rounds: Sequence[Round], results: Sequence[tuple[Planned, Comparison]]) -> Met:
+def _chosen(
+    target: LatencyTarget, rounds: Sequence[Round], results: Sequence[tuple[Planned, Comparison]], margin: float
+) -> Met:
     """The artefact that keeps the most within the target. Raises TargetError or NoiseError."""
     within = [index for index, one in enumerate(rounds) if one.high <= one.share]
     if not within:
@@ -340,8 +345,8 @@ def _chosen(target: LatencyTarget, rounds: Sequence[Round], results: Sequence[tu
             "much faster than the file that came in"
         )
     return Met(
-        found.plan, comparison, target, best.share, tuple(rounds), index, found.method, found.predicted, found.kept,
-        tuple(notes),
+        found.plan, comparison, target, best.share / margin, tuple(rounds), index, found.method, found.predicted,
+        found.kept, tuple(notes),
     )  # fmt: skip
 
 

@@ -132,6 +132,7 @@ class Bench:
         method: str = "knapsack",
         limits: tuple[Target, ...] = (),
         statistic: Statistic = "median",
+        margin: float = 1.0,
     ) -> Met:
         """``measured``: the ratio and half its interval, for the ratio that the curves predict."""
         share = 1.0
@@ -154,7 +155,8 @@ class Bench:
         groups, program = self.network.grouping.groups, self.network.program
         scores = score_groups(criterion("magnitude"), groups, program.tensor)
         planner = Planner(self.model, groups, scores, self.network.cost, allocator(method), limits)
-        return meet(LatencyTarget.parse(target), planner, Path("original"), build, {}, MeasureOptions(), statistic)
+        asked, options = LatencyTarget.parse(target), MeasureOptions()
+        return meet(asked, planner, Path("original"), build, {}, options, statistic, margin)
 
 
 def sampled(share: float) -> Comparison:
@@ -181,6 +183,14 @@ def test_it_converges_where_the_curves_are_off_by_a_factor(bench: Bench, factor:
     assert met.share == 0.6
     assert len(met.rounds) <= targeting._ROUNDS
     assert best.low >= 0.6 * 0.95 or met.notes, "needlessly small, and nothing is said"
+
+
+def test_candidates_are_held_to_the_margin(bench: Bench) -> None:
+    met = bench.meet("0.6x", lambda share: (share, 0.001), margin=0.95)
+    assert met.rounds[met.chosen].high <= 0.57
+    assert met.share == pytest.approx(0.6)
+    with pytest.raises(TargetError, match=r"the latency target of 0\.5x cannot be met"):
+        bench.meet("0.5x", lambda share: (max(share, 0.8), 0.01), margin=0.95)
 
 
 def test_it_converges_where_some_time_never_goes(bench: Bench) -> None:
@@ -588,7 +598,7 @@ def test_a_candidate_is_timed_without_the_values_that_repair_will_replace(
 ) -> None:
     seen = {}
     one = measurement()
-    comparison = Comparison(one, one, 0.69, 0.685, 0.695, 0.95, 10, one.noise, one.fingerprint)
+    comparison = Comparison(one, one, 0.68, 0.675, 0.685, 0.95, 10, one.noise, one.fingerprint)
 
     def noted(what: str) -> Callable[..., Comparison]:
         def stand_in(_source: Path, _candidate: Path, _feeds: Any, options: MeasureOptions, *_: Any) -> Comparison:
@@ -606,3 +616,5 @@ def test_a_candidate_is_timed_without_the_values_that_repair_will_replace(
     )
     assert (result.repaired is not None) == repaired
     assert seen == ({"candidate": False, "artefact": True} if repaired else {"candidate": True})
+    assert result.met is not None and result.met.share == pytest.approx(0.7)
+    assert result.met.rounds[0].share == pytest.approx(0.7 * (0.99 if repaired else 1.0))

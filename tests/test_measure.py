@@ -268,7 +268,8 @@ def test_a_crashing_or_hanging_child_is_reported(model: Path, tmp_path: Path, mo
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_the_child_ends_with_its_parent(model: Path, ending: signal.Signals) -> None:
     script = (
-        "import sys, numpy as np; from pathlib import Path; from graphprune.latency.measure import *\n"
+        "import signal, sys, numpy as np; from pathlib import Path; from graphprune.latency.measure import *\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "measure(Path(sys.argv[1]), None, {'x': np.zeros((2, 8), 'f')}, MeasureOptions(duration=60, rounds=1))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
