@@ -26,7 +26,7 @@ __all__ = ["demo", "main", "speed_sentence"]
 
 SHAPES: dict[str | None, tuple[int, ...]] = {"x": (1, 3, 48, 320)}
 GOAL = {"target_latency": "0.7x"}
-CALIBRATION, TEST = 96, 120  # lines
+CALIBRATION, TEST = 64, 120  # lines
 
 
 def demo(

@@ -9,6 +9,7 @@ its own), then one artefact is made per target from the same curves, as ``export
 The same process then predicts random plans that the curves have not seen (widths of any kind, and multiples of 8) and
 measures them in turn with the original, and makes an artefact at the middle target with the allocators that others use
 (uniform, global by MACs, global with widths in multiples of 8): at equal measured latency, what importance is kept?
+Denormal numbers are taken for zero throughout: networks with random weights have more of them the more is cut.
 
 Rows are lines of JSON in ``docs/latency.jsonl``, replaced when a cell is measured again; ``docs/latency.md`` is made of
 them. Measure on an idle machine: what else it did stands in every row.

@@ -33,7 +33,7 @@ __all__ = ["LatencyTarget", "Met", "Planned", "Planner", "Round", "meet", "predi
 _log = logging.getLogger(__name__)
 
 _ROUNDS = 8
-_STRICT = 3  # rounds in which the whole interval has to lie near the target; after them the ratio itself
+_STRICT = 2  # rounds in which the whole interval has to lie near the target; after them the ratio itself
 _NEAR = 0.06  # of the target: a candidate that half of the rounds found to be so near is measured further
 _VAGUE = 0.2  # of the ratio: half of the rounds with a wider interval say too little to go on from
 _STEP = 0.01  # least relative change of what is asked for
@@ -212,7 +212,7 @@ def meet(
     """Solve, build, measure against the original, correct the curves by what was seen, and again, until it is met.
 
     Met means that the upper end of the measured ratio's interval is within the target, and that the artefact is not
-    needlessly small: the lower end is at most 5 % of the target below it (after three rounds the ratio itself, since on
+    needlessly small: the lower end is at most 5 % of the target below it (after two rounds the ratio itself, since on
     a noisy machine the interval may be wider than that).
 
     Args:
@@ -336,7 +336,7 @@ def _chosen(
             why = "candidates that keep more were measured above the target"
         else:
             why = f"no nearer one was found in {len(rounds)} rounds"
-        below = f"{1 - best.low / best.share:.1%} below the target of {best.share:.3f}x"
+        below = f"{1 - best.low / best.share:.1%} below the target ({best.share:.3f}x)"
         notes.append(f"the artefact's interval begins {below}: {why}")
     found, comparison = results[index]
     if not found.plan.kept:

@@ -42,9 +42,6 @@ __all__ = [
     "measure_in_turn",
 ]
 
-_WIDE = 1.5  # times ``max_width``: so wide that a comparison that is worth it is given more time
-_PATIENCE = 2.0  # times ``max_duration``
-
 
 @dataclass(frozen=True)
 class MeasureOptions:
@@ -140,8 +137,7 @@ def compare_if_worth(
 ) -> Comparison:
     """Compares as :func:`measure` does, but asks once, after half of the rounds (two at least), whether to go on.
 
-    Until then rounds are no longer than ``duration`` says. Where the interval is still half as wide again as it should
-    be, twice ``max_duration`` is allowed. Arguments and errors are those of :func:`measure`.
+    Until then rounds are no longer than ``duration`` says. Arguments and errors are those of :func:`measure`.
     """
     options = replace(options, rounds=max(2, options.rounds))
     models = [Path(model).resolve() for model in (model_a, model_b)]
@@ -245,9 +241,7 @@ def _run_rounds(
         # Going on depends on the width alone, never on the value, so that it does not favour a result.
         if options.max_width is None:
             break
-        width = _width(rounds, options)
-        allowed = options.max_duration * (_PATIENCE if go_on is not None and width > _WIDE * options.max_width else 1.0)
-        if width <= options.max_width or time.monotonic() - start >= allowed:
+        if _width(rounds, options) <= options.max_width or time.monotonic() - start >= options.max_duration:
             break
     return rounds
 
