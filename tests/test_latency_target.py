@@ -608,7 +608,7 @@ def test_a_candidate_is_timed_without_the_values_that_repair_will_replace(
         return stand_in
 
     monkeypatch.setattr(targeting, "compare_if_worth", noted("candidate"))
-    monkeypatch.setattr(exporting, "compare_if_worth", noted("artefact"))
+    monkeypatch.setattr(exporting, "measure", noted("artefact"))
     write_table(table, tmp_path / "t.json")
     data = {"calib": [network.program.examples] * 4, "search_budget": "0"} if repaired else {}
     result = network.export(
