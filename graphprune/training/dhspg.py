@@ -20,12 +20,15 @@ _TINY = 1e-12
 class DHSPG(GroupOptimizer):
     """Dual half-space projected gradient (Chen et al., "OTOv2: Automatic, Generic, User-Friendly", 2023).
 
-    After ``start`` steps the units are parted once: the most redundant, by the cosine of a unit's vector x with its
-    gradient g and by its size over its norm, are penalised from then on. Each step moves them by
-    ``-lr * strength * x / |x|`` beside the base optimiser's step; where x and g point apart the strength is raised
-    until x shrinks all the same (``amplify`` times what is needed, at most ``strongest`` times ``strength``). A unit
-    whose new vector y has ``x.y < epsilon * |x|^2`` is set to zero and stays there. What is left of them after
-    ``length`` steps is set to zero (``forced`` counts them).
+    After ``start`` steps the units are parted once: the most redundant, by the cosine of a unit's vector x with g and
+    by its size over its norm, are penalised from then on. The same share of every group is: ranked all together, groups
+    whose vectors are long lost nearly all of their units. As in the authors' code g is the gradient as the base
+    optimiser follows it: its step is ``-lr * g``. Each step moves them by ``-lr * strength * x / |x|`` beside it; where
+    x and g point apart the strength is raised until x shrinks all the same (``amplify`` times what is needed, at most
+    ``strongest`` times ``strength``). The authors' upper bound, below which the two together still go downhill, is left
+    out: where they point straight apart it leaves nothing to shrink by. A unit whose new vector y has
+    ``x.y < epsilon * |x|^2`` is set to zero and stays there. What is left of them after ``length`` steps is set to zero
+    (``forced`` counts them).
     """
 
     def __init__(
@@ -36,9 +39,10 @@ class DHSPG(GroupOptimizer):
         amplify: float = 1.1,
         strongest: float = 1e3,
         epsilon: float = 0.0,
+        allocation: str = "uniform",
         **options: Any,
     ) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, allocation=allocation, **options)
         if length < 1 or strength <= 0 or amplify < 1 or strongest < 1 or not 0 <= epsilon < 1:
             raise UsageError(
                 f"length={length}, strength={strength}, amplify={amplify}, strongest={strongest}, epsilon={epsilon}: "
@@ -49,7 +53,6 @@ class DHSPG(GroupOptimizer):
         self.penalised = np.zeros(self.groups.count, dtype=np.bool_)
         self.forced = 0
         self._earlier: dict[str, Tensor] = {}
-        self._push: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -57,48 +60,35 @@ class DHSPG(GroupOptimizer):
         return self.steps > self.start and not bool((self.penalised & ~self.gone).any())
 
     def _before(self, step: int) -> None:
-        if step < self.start:
-            return
-        groups, gradients = self.groups, self.gradients()
-        held = groups.parameters
-        squares = groups.sums({name: value**2 for name, value in held.items()}).double()
-        of_g = groups.sums({name: value**2 for name, value in gradients.items()}).double().to(squares.device)
-        product = groups.sums({name: held[name] * value for name, value in gradients.items()}).double()
-        product, of_x = product.to(squares.device), squares.sqrt()
-        if step == self.start:
-            cosine = product / (of_x * of_g.sqrt()).clamp_min(_TINY)
-            thin = groups.sizes().double().to(squares.device) / of_x.clamp_min(_TINY)
-            redundant = _unit(cosine) / 2 + _unit(thin) / 2
-            self.penalised = self.budget.choose(groups, -redundant.cpu().numpy(), self.gone)
-        active = torch.from_numpy(self.penalised & ~self.gone).to(squares.device)
-        if not bool(active.any()):
-            self._push = None
-            return
-        # x shrinks from here on if the penalty outweighs the gradient, and grows sideways beyond the upper bound
-        least = -product / of_x.clamp_min(_TINY)
-        most = -of_g * of_x / product.clamp_max(-_TINY)
-        raised = (self.amplify * least).clamp(self.strength, self.strength * self.strongest)
-        raised = torch.where(raised >= most, (least + most) / 2, raised)
-        strength = torch.where(product < 0, raised, torch.full_like(raised, self.strength))
-        self._push = torch.where(active, strength / of_x.clamp_min(_TINY), 0.0)
-        self._earlier = {name: value.detach().clone() for name, value in held.items()}
+        if step >= self.start and not self.finished:
+            self._earlier = {name: value.detach().clone() for name, value in self.groups.parameters.items()}
 
     def _after(self, step: int) -> None:
-        if self._push is None:
+        if not self._earlier:
             return
-        groups = self.groups
-        rate = float(self.param_groups[0]["lr"])
-        groups.add(-rate * self._push, self._earlier)
+        groups, earlier, rate = self.groups, self._earlier, float(self.param_groups[0]["lr"])
         held = groups.parameters
-        along = groups.sums({name: value * self._earlier[name] for name, value in held.items()})
-        before = groups.sums({name: value**2 for name, value in self._earlier.items()})
-        crossed = (along < self.epsilon * before).cpu().numpy() | (before == 0).cpu().numpy()
+        steps = {name: (value - held[name].detach()) / max(rate, _TINY) for name, value in earlier.items()}
+        of_x = groups.sums({name: value**2 for name, value in earlier.items()}).double().sqrt()
+        product = groups.sums({name: earlier[name] * value for name, value in steps.items()}).double()
+        if step == self.start:
+            of_g = groups.sums({name: value**2 for name, value in steps.items()}).double().sqrt()
+            cosine = product / (of_x * of_g).clamp_min(_TINY)
+            thin = groups.sizes().double().to(of_x.device) / of_x.clamp_min(_TINY)
+            redundant = _unit(cosine) / 2 + _unit(thin) / 2
+            self.penalised = self.budget.choose(groups, -redundant.cpu().numpy(), self.gone)
+        least = -product / of_x.clamp_min(_TINY)  # what only holds x; the authors' upper bound would hold it as well
+        strength = (self.amplify * least).clamp(self.strength, self.strength * self.strongest)
+        active = torch.from_numpy(self.penalised & ~self.gone).to(of_x.device)
+        groups.add(-rate * torch.where(active, strength / of_x.clamp_min(_TINY), 0.0), earlier)
+        along = groups.sums({name: value * earlier[name] for name, value in held.items()})
+        crossed = (along < self.epsilon * of_x**2).cpu().numpy() | (of_x == 0).cpu().numpy()
         self.gone = self.gone | (crossed & self.penalised)
         if step + 1 >= self.start + self.length:
             left = self.penalised & ~self.gone
             self.forced += int(left.sum())
             self.gone = self.gone | left
-        self._push, self._earlier = None, {}
+        self._earlier = {}
 
     def _state(self) -> dict[str, Any]:
         return {"penalised": _tensor(self.penalised), "forced": self.forced}
