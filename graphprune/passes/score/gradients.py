@@ -64,13 +64,14 @@ class _OfLoss(_OnGradients):
 
 @dataclass(frozen=True)
 class Taylor(_OfLoss):
-    """``|sum w g|``, the first-order change of the loss without the unit, or its square; mean over the batches
-    (Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019).
+    """``(sum w g)^2``, the square of the loss's first-order change without the unit, or with ``squared=0`` its absolute
+    value; mean over the batches (Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019). Absolute
+    values add up faster than losses do, so that groups of many units are held to be worth too much.
     """
 
     name: ClassVar[str] = "taylor"
     estimates_loss: ClassVar[bool] = True
-    squared: int = 0
+    squared: int = 1
 
     def units(self, network: Differentiated) -> dict[str, Floats]:
         """As :class:`_OnGradients`."""
