@@ -11,7 +11,8 @@ and nothing is trained before the cut: all weights are random (seed 0).
 Every network runs in a process of its own, which is ended after 600 s or at 8 GB. A plan for half of the parameters
 (criterion magnitude, allocation global; or just above the lowest share that exact groups reach) is applied to the
 module. Its outputs on fresh random inputs are held to the cut ONNX file on ONNX Runtime, it is saved and loaded into a
-fresh module of the same class with other values, and one step of training is taken. Where ``forward()`` holds sizes
+fresh module of the same class with other values, and one step of training is taken (in eval mode where parts of the
+module run in training mode alone, and so are not in the traced network and not cut). Where ``forward()`` holds sizes
 that cannot be changed, the refusal must leave the module as it was; then ``partial=True`` must find the groups that are
 held, and a plan for the same budget without these takes the way of all others.
 
@@ -106,7 +107,7 @@ def examine(name: str, tell: Callable[[Row], None]) -> None:
         again_far = _saved(name, module, inputs, cut, Path(folder) / "module.pt")
         tell({"saved_rel": again_far, "reason": "crashed while it was trained"})
         start = time.perf_counter()
-        tell(_trained(module, inputs))
+        tell({"idle": list(cut.idle), **_trained(module, inputs, train=not cut.idle)})
         tell({"seconds": {**seconds, "train": time.perf_counter() - start}})
     row = {"status": "in part" if partial else "equal", "reason": held}
     if not far <= RTOL:
@@ -204,13 +205,13 @@ def _saved(name: str, module: nn.Module, inputs: Any, cut: ModuleCut, file: Path
     return _far(_outputs(module, inputs), _outputs(fresh, inputs))
 
 
-def _trained(module: nn.Module, inputs: Any) -> Row:
-    """One step of plain gradient descent on two samples in training mode: gradients and outputs after it."""
+def _trained(module: nn.Module, inputs: Any, *, train: bool) -> Row:
+    """One step of plain gradient descent on two samples, in training mode or not: gradients and outputs after it."""
     import torch
     from torch.utils import _pytree as tree
 
     torch.manual_seed(0)
-    module.train()
+    module.train(train)
     twice = tuple(torch.cat([one, one.flip(-1)]) if one.ndim > 1 else one for one in inputs)
     outputs = [one for one in tree.tree_leaves(module(*twice)) if isinstance(one, torch.Tensor) and one.requires_grad]
     sum((one * torch.randn_like(one)).mean() for one in outputs).backward()

@@ -333,3 +333,29 @@ def test_a_saved_plan_is_replayed(tmp_path: Any) -> None:
     result = graphprune.load(module, inputs=inputs).export(tmp_path, target_macs="0.5x", measure=None)
     graphprune.prune_module(module, result.plan_path, inputs)
     assert sum(one.numel() for one in module.parameters()) == pytest.approx(result.reached["params"], rel=0.05)
+
+
+class Assisted(nn.Module):
+    """A second classifier that only training mode runs; tied weights and a container are no such thing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.helpers = nn.ModuleDict({"aux": nn.Sequential(nn.Linear(16, 5), nn.Linear(5, 3))})
+        self.again = nn.Linear(8, 16)
+        self.again.weight = self.first.weight
+
+    def forward(self, x: Any) -> Any:
+        hidden = torch.relu(self.first(x))
+        return (self.head(hidden), self.helpers["aux"](hidden)) if self.training else self.head(hidden)
+
+
+def test_what_runs_in_training_mode_alone_is_named(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    module, inputs = Assisted().eval(), (torch.randn(2, 8),)
+    result = graphprune.load(module, inputs=inputs).export(tmp_path / "out", target_params="0.6x", measure=None)
+    cut = graphprune.prune_module(module, result.plan_path, inputs)
+    assert cut.idle == ("helpers",) and "helpers: not in the traced network" in caplog.text
+    graphprune.save_module(module, cut, tmp_path / "m.pt")
+    assert graphprune.load_module(Assisted().eval(), tmp_path / "m.pt").idle == ("helpers",)
+    with pytest.raises(RuntimeError):
+        module.train()(*inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -32,6 +33,7 @@ from graphprune.training.watch import Watch, failing_line, keep_scales, watching
 
 __all__ = ["ModuleCut", "load_module", "prune_module", "save_module"]
 
+_log = logging.getLogger(__name__)
 _FORMAT = 1
 _RTOL = 1e-3  # float32 in another order of summation; a wrong size is far beyond it
 _TRIES = 2  # further inputs, beside the example
@@ -48,6 +50,8 @@ class ModuleCut:
         difference: largest relative difference from the cut network on the inputs tried.
         scaled: parameters that took up a factor: attention that divides by the root of its own head dimension.
         left: ids of the groups that were left whole (``partial``).
+        idle: submodules that the outputs do not depend on in eval mode (auxiliary classifiers, say): nothing of them
+            was cut, so that in training mode they may no longer fit what they are given.
     """
 
     cuts: tuple[tuple[str, int, int, tuple[int, ...]], ...] = field(repr=False)
@@ -55,6 +59,7 @@ class ModuleCut:
     difference: float = 0.0
     scaled: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
 
 def prune_module(
@@ -109,7 +114,21 @@ def prune_module(
                 ) from held.__cause__
         left |= groups
         keep = {name: mask for name, mask in keep.items() if name not in groups}
-    return replace(found, left=tuple(sorted(left)))
+    idle = _idle(module, set(traced.program.parameter_names.values()))
+    if idle and found.cuts:
+        _log.warning("%s: not in the traced network, so not cut; may no longer fit in training mode", ", ".join(idle))
+    return replace(found, left=tuple(sorted(left)), idle=idle)
+
+
+def _idle(module: nn.Module, known: set[str]) -> tuple[str, ...]:
+    """The outermost submodules with parameters none of which the traced network has."""
+    held = {id(value) for name, value in module.named_parameters(remove_duplicate=False) if name in known}
+    found: list[str] = []
+    for path, part in module.named_modules():
+        own = {id(value) for value in part.parameters()}
+        if path and own and not own & held and not any(path.startswith(f"{one}.") for one in found):
+            found.append(path)
+    return tuple(found)
 
 
 def _held(module: nn.Module, scopes: Scopes, paths: Sequence[str]) -> set[str]:
@@ -227,7 +246,7 @@ def load_module(module: nn.Module, path: str | os.PathLike[str]) -> ModuleCut:
         document = json.loads(held["graphprune"])
         cuts = tuple((str(n), int(a), int(s), tuple(int(one) for one in r)) for n, a, s, r in document["cuts"])
         changes = tuple((str(p), str(n), tuple(v) if isinstance(v, list) else v) for p, n, v in document["attributes"])
-        names = (tuple(str(one) for one in document[key]) for key in ("scaled", "left"))
+        names = (tuple(str(one) for one in document[key]) for key in ("scaled", "left", "idle"))
         found = ModuleCut(cuts, changes, float(document["difference"]), *names)
     except OSError as error:
         raise InputError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
