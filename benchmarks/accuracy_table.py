@@ -95,9 +95,9 @@ def document(rows: list[dict[str, Any]]) -> str:
         "# Accuracy without retraining\n",
         "Made by `python -m benchmarks.accuracy`; see there what a cell is. Nothing was trained after a cut.\n",
         "Figures are the network's main metric with a 95 % interval: Student's t over three seeds (which draw the "
-        "calibration samples), or, where nothing is drawn, the bootstrap over the test samples. Shares in percent; "
-        "the language models' log-likelihood in nats per character (the loss with its sign turned). *0 samples*: "
-        "statistics are made without data.\n",
+        "calibration samples), or, of one seed and where nothing is drawn, the bootstrap over the test samples. Shares "
+        "in percent; the language models' log-likelihood in nats per character (the loss with its sign turned). "
+        "*0 samples*: statistics are made without data.\n",
         _summary(networks),
         _equal_latency(networks),
     ]

@@ -107,6 +107,17 @@ def test_the_cut_network_equals_the_trained_one(groups: ModuleGroups, name: str)
     assert reached < 0.5 * whole or optimizer.gone.any()
 
 
+def test_dhspg_takes_every_penalised_unit_to_zero_by_itself(groups: ModuleGroups) -> None:
+    """Against AdamW's steps, whose size has nothing to do with the gradients', and no group nearly whole."""
+    optimizer = graphprune.optim.DHSPG(groups, lr=1e-2, target=0.5, start=2, length=200, strength=10.0)
+    for _ in range(60):
+        train(groups.module, optimizer, 1)  # the same batch again: it pulls the other way all the time
+    parts = [(groups.offsets[one.id], one.size) for one in groups.groups]
+    gone = [int(optimizer.gone[start : start + size].sum()) / size for start, size in parts]
+    assert optimizer.finished and optimizer.forced == 0
+    assert max(gone) - min(gone) < 0.4
+
+
 def test_training_does_not_change_the_network_it_started_from(groups: ModuleGroups) -> None:
     before = outputs_of(groups.network)
     train(groups.module, hesso(groups), 2)
