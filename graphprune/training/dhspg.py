@@ -21,9 +21,9 @@ class DHSPG(GroupOptimizer):
     """Dual half-space projected gradient (Chen et al., "OTOv2: Automatic, Generic, User-Friendly", 2023).
 
     After ``start`` steps the units are parted once: the most redundant, by the cosine of a unit's vector x with g and
-    by its size over its norm, are penalised from then on. The same share of every group is: ranked all together, groups
-    whose vectors are long lost nearly all of their units. As in the authors' code g is the gradient as the base
-    optimiser follows it: its step is ``-lr * g``. Each step moves them by ``-lr * strength * x / |x|`` beside it; where
+    by its size over its norm, are penalised from then on (with ``allocation="global"`` groups whose vectors are long lose
+    nearly all of their units). As in the authors' code g is the gradient as the base optimiser follows it: its step is
+    ``-lr * g``. Each step moves them by ``-lr * strength * x / |x|`` beside it; where
     x and g point apart the strength is raised until x shrinks all the same (``amplify`` times what is needed, at most
     ``strongest`` times ``strength``). The authors' upper bound, below which the two together still go downhill, is left
     out: where they point straight apart it leaves nothing to shrink by. A unit whose new vector y has
@@ -39,10 +39,9 @@ class DHSPG(GroupOptimizer):
         amplify: float = 1.1,
         strongest: float = 1e3,
         epsilon: float = 0.0,
-        allocation: str = "uniform",
         **options: Any,
     ) -> None:
-        super().__init__(*args, allocation=allocation, **options)
+        super().__init__(*args, **options)
         if length < 1 or strength <= 0 or amplify < 1 or strongest < 1 or not 0 <= epsilon < 1:
             raise UsageError(
                 f"length={length}, strength={strength}, amplify={amplify}, strongest={strongest}, epsilon={epsilon}: "
