@@ -21,11 +21,11 @@ class DHSPG(GroupOptimizer):
     """Dual half-space projected gradient (Chen et al., "OTOv2: Automatic, Generic, User-Friendly", 2023).
 
     After ``start`` steps the units are parted once: the most redundant, by the cosine of a unit's vector x with g and
-    by its size over its norm, are penalised from then on (with ``allocation="global"`` groups whose vectors are long lose
-    nearly all of their units). As in the authors' code g is the gradient as the base optimiser follows it: its step is
-    ``-lr * g``. Each step moves them by ``-lr * strength * x / |x|`` beside it; where
-    x and g point apart the strength is raised until x shrinks all the same (``amplify`` times what is needed, at most
-    ``strongest`` times ``strength``). The authors' upper bound, below which the two together still go downhill, is left
+    by its size over its norm, are penalised from then on (with ``allocation="global"`` groups whose vectors are long
+    lose nearly all of their units). As in the authors' code g is the gradient as the base optimiser follows it: its
+    step is ``-lr * g``. Each step moves them by ``-lr * strength * x / |x|`` beside it; where x and g point apart the
+    strength is raised until x shrinks all the same (``amplify`` times what is needed, at most ``strongest`` times
+    ``strength``). The authors' upper bound, below which the two together still go downhill, is left
     out: where they point straight apart it leaves nothing to shrink by. A unit whose new vector y has
     ``x.y < epsilon * |x|^2`` is set to zero and stays there. What is left of them after ``length`` steps is set to zero
     (``forced`` counts them).

@@ -41,8 +41,8 @@ class GroupOptimizer(torch.optim.Optimizer):
         lr: learning rate; schedulers of ``torch.optim.lr_scheduler`` work on it.
         variant: the base optimiser, ``sgd``, ``adam`` or ``adamw``; ``base`` are further options of it.
         params: parameters or parameter groups for it; all that are trained by default.
-        target, quantity, floor, align, allocation: see :class:`graphprune.training.budget.Budget`; by default every group
-            gives up the same share, since these scores compare the units of one group better than groups.
+        target, quantity, floor, align, allocation: see :class:`graphprune.training.budget.Budget`; by default every
+            group gives up the same share, since these scores compare the units of one group better than groups.
         start: steps before anything is taken out.
 
     Raises:
