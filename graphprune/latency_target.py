@@ -337,7 +337,7 @@ def _chosen(
         else:
             why = f"no nearer one was found in {len(rounds)} rounds"
         below = f"{1 - best.low / best.share:.1%} below the target ({best.share:.3f}x)"
-        notes.append(f"the artefact's interval begins {below}: {why}")
+        notes.append(f"the chosen candidate's interval begins {below}: {why}")
     found, comparison = results[index]
     if not found.plan.kept:
         notes.append(
