@@ -166,19 +166,24 @@ def _small_calibration(name: str, count: int, seed: int) -> list[Feeds]:
     return [{"image": images[i : i + 1]} for i in chosen]
 
 
+def _small_best(name: str, run: Run) -> NDArray[np.int64]:
+    """The best class of each test image."""
+    images = _data(name).test_images
+    parts = [next(iter(run({"image": images[i : i + _BATCH]}).values())) for i in range(0, len(images), _BATCH)]
+    return np.asarray(np.concatenate(parts).argmax(axis=1))
+
+
+@lru_cache(maxsize=1)
+def _small_dense(name: str) -> NDArray[np.int64]:
+    return _small_best(name, open_run(_small_path(name)))
+
+
 def _small_judge(name: str, run: Run, dense: Run) -> Metrics:
     """Accuracy, and how often the best class is the dense network's."""
-    data = _data(name)
-
-    def best(one: Run) -> NDArray[np.int64]:
-        images = data.test_images
-        parts = [next(iter(one({"image": images[i : i + _BATCH]}).values())) for i in range(0, len(images), _BATCH)]
-        return np.asarray(np.concatenate(parts).argmax(axis=1))
-
-    found = best(run)
+    found = _small_best(name, run)
     return {
-        "accuracy": (found == data.test_labels).astype(np.float64),
-        "agreement": (found == best(dense)).astype(np.float64),
+        "accuracy": (found == _data(name).test_labels).astype(np.float64),
+        "agreement": (found == _small_dense(name)).astype(np.float64),
     }
 
 
