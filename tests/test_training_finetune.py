@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -93,37 +92,21 @@ def test_killed_and_resumed_ends_in_the_same_weights(files: Path, tmp_path: Path
     assert not (killed / "checkpoint.pt").exists()
 
 
-def test_two_processes_train_as_one_does(files: Path, tmp_path: Path) -> None:
+def test_torchrun_trains_with_two_processes_as_one_does(files: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     tune(files, out=one)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    words = [
-        *("finetune", str(files / "pruned" / "model.onnx"), str(files / "original.onnx"), "-o", str(two)),
-        *("--data", str(files / "data.npz"), "--updates", "12", "--batch", "2", "--lr", "3e-3"),
-        *("--evaluate-every", "4", "--seed", "1"),
-    ]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "graphprune", *words],
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "OMP_NUM_THREADS": "1",
-            },
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=180) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "graphprune"),
+            *("finetune", str(files / "pruned" / "model.onnx"), str(files / "original.onnx"), "-o", str(two)),
+            *("--data", str(files / "data.npz"), "--updates", "12", "--batch", "2", "--lr", "3e-3"),
+            *("--evaluate-every", "4", "--seed", "1"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=180,
+        check=True,
+    )
     expected, found = weights(one / "model.onnx"), weights(two / "model.onnx")
     for name, value in found.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-5)
