@@ -146,6 +146,8 @@ class Chooser:
                 return Planner(model, chosen, weighed, network.cost, method, self.targets).at(share).plan
 
             budget = Budget.parse(options.search_budget)
+            if method.name == "knapsack":  # else a factor would change no group's share
+                scores = scores.additive(chosen)
             with timed(self.seconds, "search"):
                 samples = self.samples.feeds
                 self.found = Search(network.grouping, chosen, scores, allocate, samples, budget, options.seed).run()

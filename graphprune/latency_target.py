@@ -163,14 +163,19 @@ class Planner:
         steps = widths_of(self.groups, self.scores, self.allocator)
         fixed = {name: size for name, size in self.model.sizes.items() if name not in {one.id for one in steps.groups}}
         resources = (self.model.resource(share), *cost_resources(self.cost, self.limits))
-        problem = WidthProblem(steps, self.scores.from_zero(), resources, fixed)
-        whole = problem.value({one.id: one.size for one in steps.groups})
+        problem = WidthProblem(steps, self.scores.additive(steps.groups), resources, fixed)
         if self.allocator.name == "knapsack":
             plan, solution = fitted_widths(problem, self.cost)
-            return Planned(plan, solution.method, solution.value / whole, self._predicted(plan))
+            return Planned(plan, solution.method, self._kept(plan), self._predicted(plan))
         plan = self._by_macs(share)
-        counts = {one.id: len(plan.kept.get(one.id, range(one.size))) for one in steps.groups}
-        return Planned(plan, self.allocator.name, problem.value(counts) / whole, self._predicted(plan))
+        return Planned(plan, self.allocator.name, self._kept(plan), self._predicted(plan))
+
+    def _kept(self, plan: Plan) -> float:
+        """The share of the importance that stays."""
+        values = self.scores.from_zero().values
+        whole = sum(float(values[one.id].sum()) for one in self.groups)
+        lost = sum(float(values[name].sum() - values[name][kept].sum()) for name, kept in plan.kept.items())
+        return 1.0 - lost / whole if whole > 0 else 1.0
 
     def _by_macs(self, share: float) -> Plan:
         """The allocator's plan with the most MACs whose predicted time is within the share."""

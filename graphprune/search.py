@@ -15,7 +15,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ class Search:
 
     def _weighed(self, factors: Mapping[str, float]) -> Scores:
         values = {name: one * factors.get(name, 1.0) for name, one in self.scores.values.items()}
-        return Scores(values, self.scores.notes)
+        return replace(self.scores, values=values)
 
     def _divergence(self, keep: Keep, key: str, *, whole: bool) -> float:
         if key not in self._known:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import SAMPLES
 
-from graphprune.coupling.groups import Group
+from graphprune.coupling.groups import Group, Member
 from graphprune.errors import TargetError
 from graphprune.passes.allocate import (
     Knapsack,
@@ -183,7 +183,7 @@ def test_a_limit_of_nothing_is_told(tmp_path: Any, run_cli: Any) -> None:
     path = SAMPLES["plain"]().save(tmp_path / "net.onnx")
     words = ("--target-params", "0.00001x", "--allocation", "knapsack", "--no-measure")
     result = run_cli("export", path, "-o", tmp_path / "out", *words)
-    assert (result.code, "times the params that may be used" in result.err) == (3, True), result
+    assert (result.code, "cannot be met: the lowest reachable is" in result.err) == (3, True), result
 
 
 def test_plans_whose_parts_are_unequal_are_tightened(tmp_path: Any) -> None:
@@ -203,3 +203,30 @@ def test_plans_whose_parts_are_unequal_are_tightened(tmp_path: Any) -> None:
     plan, _ = fitted_widths(tried, network.cost)
     keep = {one.id: np.isin(np.arange(one.size), plan.kept.get(one.id, np.arange(one.size))) for one in groups}
     assert 0.9 * exact.limit < network.cost.macs(keep) <= exact.limit
+
+
+def test_what_is_not_an_estimate_of_the_loss_adds_up_as_logarithms() -> None:
+    """What all layers together let through is the product of the shares that each of them keeps of its input."""
+
+    def member(name: str, role: Any, size: int) -> Member:
+        return Member(name, 1, size, 2, role, np.arange(size))
+
+    sizes, readers = {"a": 12, "b": 7, "none": 5, "zero": 4}, {"a": 3, "b": 1, "none": 0, "zero": 1}
+    groups = [
+        Group(name, "channels", size, True, tuple(member(f"{name}{k}", "consumer", size) for k in range(readers[name])))
+        for name, size in sizes.items()
+    ]
+    rng = np.random.default_rng(0)
+    values = {name: rng.gamma(1.0, size=size) for name, size in sizes.items()} | {"zero": np.zeros(4)}
+    found = Scores(values).additive(groups)
+    assert found.adds_up and found.additive(groups) is found
+    for name in ("a", "b", "none"):
+        order = np.argsort(values[name])
+        assert (np.argsort(found.values[name]) == order).all()
+        for gone in range(1, sizes[name] - 1):
+            share = values[name][order[gone:]].sum() / values[name].sum()
+            np.testing.assert_allclose(
+                found.values[name][order[:gone]].sum(), -max(1, readers[name]) * np.log(share), rtol=1e-9
+            )
+    assert (found.values["zero"] == 0).all()
+    assert Scores(values, adds_up=True).additive(groups).values is values

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
@@ -73,21 +74,16 @@ class _Shared:
         cost: CostModel,
         target: Target | Sequence[Target],
         keys: StepKeys,
+        widths: Callable[[Steps, Sequence[Target]], Plan] | None = None,
     ) -> Allocation:
         targets = (target,) if isinstance(target, Target) else tuple(target)
         if not targets:
             raise UsageError("No target is given; give at least one, on params or macs.")
-        if len({each.id for each in groups}) != len(groups):
-            raise UsageError("Two groups have the same id; every group may be given once.")
-        prunable = [each for each in groups if each.refusal is None and each.size > 1]
-        if not prunable:
-            raise NothingPrunableError(_why_nothing(groups))
+        steps = widths_of(groups, scores, self, keys)
         left_out = {each.id: each.refusal for each in groups if each.refusal is not None}
-        steps = make_steps(
-            prunable, scores, keys, floor=self.floor, max_ratio=self.max_ratio, multiple_of=self._multiple
-        )
         options = {"floor": f"{self.floor:g}", "align": str(self.align), "max_ratio": f"{self.max_ratio:g}"}
-        return allocate_steps(steps, cost, targets, options, left_out)
+        first = None if widths is None else partial(widths, steps, targets)
+        return allocate_steps(steps, cost, targets, options, left_out, first)
 
 
 @dataclass(frozen=True)
@@ -126,6 +122,8 @@ class Global(_Shared):
 class Knapsack(_Shared):
     """The widths that keep the most importance within the targets; see :mod:`graphprune.passes.allocate.knapsack`.
 
+    What is added up is said by :meth:`~graphprune.passes.score.base.Scores.additive`.
+
     Unlike a threshold over all units, it sees that a unit of one group costs more than one of another. Alignment is
     found from the costs where these are measured times, so ``align`` need not be set.
     """
@@ -136,20 +134,14 @@ class Knapsack(_Shared):
         self, groups: Sequence[Group], scores: Scores, cost: CostModel, target: Target | Sequence[Target]
     ) -> Allocation:
         """The plan that meets every target; raises ``TargetError``, ``NothingPrunableError`` or ``UsageError``."""
-        targets = (target,) if isinstance(target, Target) else tuple(target)
-        steps = widths_of(groups, scores, self)
-        chosen = {one.id for one in steps.groups}
         assert isinstance(cost, Cost)
+        return self._allocate(groups, scores, cost, target, _mean_score, partial(self._widths, scores, cost))
+
+    def _widths(self, scores: Scores, cost: Cost, steps: Steps, targets: Sequence[Target]) -> Plan:
+        chosen = {one.id for one in steps.groups}
         fixed = {one.id: float(one.size) for one in cost.grouping.groups if one.id not in chosen}
         resources = cost_resources(cost, targets)
-        plan = fitted_widths(WidthProblem(steps, scores.from_zero(), resources, fixed), cost)[0]
-        keep = keep_of(plan, cost.grouping)
-        return Allocation(
-            plan,
-            {"params": cost.params({}), "macs": cost.macs({})},
-            {one.quantity: int(resource.limit) for one, resource in zip(targets, resources, strict=True)},
-            {"params": cost.params(keep), "macs": cost.macs(keep)},
-        )
+        return fitted_widths(WidthProblem(steps, scores.additive(steps.groups), resources, fixed), cost)[0]
 
 
 def fitted_widths(problem: WidthProblem, cost: Cost) -> tuple[Plan, Solution]:
@@ -175,16 +167,20 @@ def fitted_widths(problem: WidthProblem, cost: Cost) -> tuple[Plan, Solution]:
         tried = replace(tried, resources=tuple(resources))
 
 
-def widths_of(groups: Sequence[Group], scores: Scores, allocator: Allocator) -> Steps:
-    """The counts that an allocator's options allow each group. Raises ``NothingPrunableError``."""
+def widths_of(
+    groups: Sequence[Group], scores: Scores, allocator: Allocator | _Shared, keys: StepKeys | None = None
+) -> Steps:
+    """The counts that an allocator's options allow each group. Raises ``NothingPrunableError`` or ``UsageError``."""
     assert isinstance(allocator, _Shared)
+    if len({each.id for each in groups}) != len(groups):
+        raise UsageError("Two groups have the same id; every group may be given once.")
     prunable = [each for each in groups if each.refusal is None and each.size > 1]
     if not prunable:
         raise NothingPrunableError(_why_nothing(groups))
     return make_steps(
         prunable,
         scores,
-        _mean_score,
+        keys or _mean_score,
         floor=allocator.floor,
         max_ratio=allocator.max_ratio,
         multiple_of=allocator._multiple,

@@ -61,13 +61,19 @@ class _Meter:
 
 
 def allocate_steps(
-    steps: Steps, cost: CostModel, targets: Sequence[Target], options: Mapping[str, str], left_out: Mapping[str, str]
+    steps: Steps,
+    cost: CostModel,
+    targets: Sequence[Target],
+    options: Mapping[str, str],
+    left_out: Mapping[str, str],
+    widths: Callable[[], Plan] | None = None,
 ) -> Allocation:
     """Restore units in the order of ``steps``, starting from every floor, as far as all targets allow.
 
     The longest prefix of the order that meets the targets is found by bisection. If it ends more than 1 % below, the
     group whose next step is too large is struck out and the others go on, down to single units; at last, steps of
     groups are traded for those of others. ``left_out`` (group id to reason) and ``options`` only serve the messages.
+    With ``widths`` (a plan that meets the targets, of these steps) units are restored from there on.
 
     Raises ``TargetError`` if the floors are above a target, ``UsageError`` if a target is above the original.
     """
@@ -85,9 +91,12 @@ def allocate_steps(
         lowest = meter.measure(levels)
         if not _fits(lowest, limits):
             raise TargetError(_cannot(steps, meter, targets, limits, whole, lowest, options, left_out))
-        levels = _restore(steps, meter, limits, levels, steps.order)
+        if widths is not None:
+            levels = steps.levels(widths())
+        levels = _restore(steps, meter, limits, levels, steps.above(levels))
         if _closeness(meter.measure(levels), limits) < 1 - TOLERANCE:
-            levels, prevented = _swap(steps, meter, limits, _pin(steps, meter, limits, levels))
+            near = levels if widths is not None else _pin(steps, meter, limits, levels)
+            levels, prevented = _swap(steps, meter, limits, near)
     keep = steps.keep(levels)
     reached = dict(zip(QUANTITIES, meter.measure(levels, QUANTITIES).tolist(), strict=True))
     floored = tuple(each.id for each, level in zip(steps.groups, levels, strict=True) if each.id in keep and level == 0)

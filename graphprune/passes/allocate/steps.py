@@ -102,6 +102,19 @@ class Steps:
                 kept[group.id] = np.flatnonzero(rank >= group.size - counts[group.id]).astype(np.int64)
         return Plan(kept)
 
+    def levels(self, plan: Plan) -> Ints:
+        """The levels of a plan of these steps, shape ``(groups,)``."""
+        kept = (len(plan.kept[each.id]) if each.id in plan.kept else each.size for each in self.groups)
+        return np.array([np.searchsorted(counts, n) for counts, n in zip(self.counts, kept, strict=True)], np.int64)
+
+    def above(self, levels: Ints) -> Ints:
+        """What is left of the order from these levels on."""
+        level = np.empty_like(self.order)
+        for index in range(len(self.groups)):
+            at = np.flatnonzero(self.order == index)
+            level[at] = np.arange(at.size)
+        return self.order[level >= levels[self.order]]
+
     @property
     def top(self) -> Ints:
         """The levels at which every group is whole, shape ``(groups,)``."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from graphprune.errors import InputError
 from graphprune.passes.score.activations import Activation, Fluctuation, Variance, Wanda
-from graphprune.passes.score.base import NORMALIZERS, REDUCTIONS, Calibrated, Criterion, Scores, Tensors
+from graphprune.passes.score.base import NORMALIZERS, REDUCTIONS, Calibrated, Criterion, Scores, Tensors, estimates_loss
 from graphprune.passes.score.cache import ScoreCache
 from graphprune.passes.score.chance import Random
 from graphprune.passes.score.gradients import Fisher, Grasp, Lrp, Snip, Synflow, Taylor
@@ -137,4 +137,4 @@ def score_groups(
         remark = criterion.remark(group, scales=scales)
         if remark is not None:
             notes.append(remark)
-    return Scores(values, tuple(notes))
+    return Scores(values, tuple(notes), estimates_loss(criterion))

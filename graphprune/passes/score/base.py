@@ -6,7 +6,8 @@ A criterion sees ``(tensor, axis, unit_of, role)`` and values, never an operator
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -38,15 +39,41 @@ class Scores:
     """``values[group id]``: float64, shape ``(group.size,)``; higher means more important.
 
     ``notes``: one line for each group that could not be scored as asked, and how it was scored instead.
+    ``adds_up``: sums of them estimate the loss, see :func:`estimates_loss`.
     """
 
     values: Mapping[str, Floats]
     notes: tuple[str, ...] = ()
+    adds_up: bool = False
 
     def from_zero(self) -> Scores:
-        """The same differences with nothing below 0, for what adds scores up (standardised ones are negative too)."""
+        """The same differences with nothing below 0 (standardised ones are negative too)."""
         least = min((float(one.min()) for one in self.values.values() if one.size), default=0.0)
         return self if least >= 0 else replace(self, values={name: one - least for name, one in self.values.items()})
+
+    def additive(self, groups: Iterable[Group]) -> Scores:
+        """Scores in the same order whose sums an allocation can maximise.
+
+        Those that estimate a loss stay as they are. Others say what share of its input each layer keeps; what a signal
+        loses from layer to layer multiplies, so logarithms add up: a unit is worth ``n log(s_k / s_(k-1))``, where
+        ``s_k`` is the sum of the ``k`` highest scores, itself the least of them, and ``n`` layers read the group. A
+        group that many layers read (a residual stream) and one that is nearly used up are so held to be worth more
+        than the plain sum says, which takes them first because they save the most.
+        """
+        if self.adds_up:
+            return self.from_zero()
+        values = dict(self.from_zero().values)
+        for group in groups:
+            order = np.argsort(values[group.id], kind="stable")[::-1]
+            total = np.cumsum(values[group.id][order])
+            if not total.size or total[-1] <= 0:
+                continue
+            worth = np.full(group.size, math.log(2.0))  # of the first: no other is worth more
+            worth[1:] = np.log(total[1:] / total[:-1])
+            readers = len({member.tensor for member in group.members if member.role == "consumer"})
+            values[group.id] = np.empty(group.size)
+            values[group.id][order] = max(1, readers) * worth
+        return replace(self, values=values, adds_up=True)
 
 
 @runtime_checkable
@@ -54,7 +81,7 @@ class Criterion(Protocol):
     """A way to score units. Implementations are frozen dataclasses whose fields are their options.
 
     Where scores are what the loss is estimated to change by, so that sums of them mean something, the class says
-    ``estimates_loss = True``: an allocation then maximises their sum by default.
+    ``estimates_loss = True``: the knapsack then maximises their sum.
     """
 
     @property
@@ -87,6 +114,11 @@ class Calibrated(Protocol):
     def on(self, observations: Observations) -> Criterion:
         """The criterion with what it looks at."""
         ...
+
+
+def estimates_loss(criterion: object) -> bool:
+    """Whether a criterion's scores are what the loss is estimated to change by, so that sums of them mean something."""
+    return bool(getattr(criterion, "estimates_loss", False))
 
 
 def check_roles(owner: str, roles: Sequence[Role]) -> None:

@@ -41,10 +41,11 @@ class ScoreCache:
             with np.load(self.path, allow_pickle=False) as held:
                 values = {one.id: held[one.id] for one in groups}
                 notes = tuple(str(note) for note in held["notes"])
+                adds_up = bool(held["adds_up"])
         except (OSError, ValueError, KeyError, EOFError):
             return None
         fits = all(values[one.id].shape == (one.size,) and np.isfinite(values[one.id]).all() for one in groups)
-        return Scores(values, notes) if fits else None
+        return Scores(values, notes, adds_up) if fits else None
 
     def write(self, scores: Scores) -> None:
         """Keep them; where the cache cannot be written they are computed again next time."""
@@ -52,6 +53,7 @@ class ScoreCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_files(self.path) as (file,):
                 arrays: dict[str, Any] = {**scores.values, "notes": np.array(scores.notes, dtype=np.str_)}
+                arrays["adds_up"] = np.array(scores.adds_up)
                 np.savez(file, **arrays)
         except OSError:
             return

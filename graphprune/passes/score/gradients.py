@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.errors import InputError, UsageError
-from graphprune.passes.score.base import CONSTANT_ROLES, NORMALIZERS, Floats, Normalizer, Tensors, normalize
+from graphprune.passes.score.base import (
+    CONSTANT_ROLES,
+    NORMALIZERS,
+    Floats,
+    Normalizer,
+    Tensors,
+    estimates_loss,
+    normalize,
+)
 from graphprune.passes.score.registry import one_of
 from graphprune.passes.score.weights import Magnitude
 
@@ -216,6 +224,11 @@ class Graded:
     def name(self) -> str:
         """The criterion's."""
         return self.criterion.name
+
+    @property
+    def estimates_loss(self) -> bool:
+        """The criterion's."""
+        return estimates_loss(self.criterion)
 
     def score(self, group: Group, tensors: Tensors, *, scales: frozenset[str] = frozenset()) -> Floats:
         """Importance of each unit, shape ``(group.size,)``."""

@@ -101,6 +101,7 @@ class _Map:
 class Curves:
     """Losses of groups as their units go, computed for all groups at the first question."""
 
+    estimates_loss: ClassVar[bool] = True
     criterion: Obs
     observations: Observations
     _found: dict[str, Floats] | None = None
