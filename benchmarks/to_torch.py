@@ -217,7 +217,8 @@ def document(rows: Sequence[Row]) -> str:
         "second sizes, where dimensions are symbolic); *float64*: where that is above 1e-4, the module in float64 "
         "against the reference implementation in float64, which decides; *unstable*: at most twice as far from ONNX "
         "Runtime as that is from itself when every constant moves by one unit in the last place. *gradients*: "
-        "parameters with a finite gradient / parameters, in tensors (integers are no parameters). *calls*: of the generated code.",
+        "parameters with a finite gradient / parameters, in tensors (integers are no parameters). *calls*: of the "
+        "generated code.",
     ]
     for suite in dict.fromkeys(row["suite"] for row in rows):
         chosen = [row for row in rows if row["suite"] == suite]
