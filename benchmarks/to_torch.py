@@ -129,8 +129,8 @@ def _sensitivity(program: Program, given: Sequence[Mapping[str, Array]]) -> floa
             if value.dtype.kind == "f":
                 towards = np.where(rng.random(value.shape) < 0.5, -np.inf, np.inf).astype(value.dtype)
                 moved = np.nextafter(value, towards)
-                moved[~np.isfinite(moved)] = value[~np.isfinite(moved)]  # the limit of a Clip
-                tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
+                finite = np.where(np.isfinite(moved), moved, value)  # the limit of a Clip stays
+                tensor.CopyFrom(numpy_helper.from_array(finite, tensor.name))
         model = ir.from_proto(proto)
         for feeds, held in zip(given, wanted, strict=True):
             made = program.run(model, feeds)
