@@ -147,6 +147,27 @@ def test_repair_brings_every_network_nearer_and_keeps_its_shapes(name: str, tmp_
     assert not changed
 
 
+def test_a_map_right_behind_one_that_got_a_bias(tmp_path: Path) -> None:
+    """The node that adds the bias stands between the two, under another name than the value had."""
+    net = Net()
+    y = net.input("x", ["batch", 6])
+    for name, (a, b) in {"a": (6, 16), "b": (16, 12), "c": (12, 5)}.items():
+        y = net.op("MatMul", y, net.weight(f"{name}.weight", a, b))
+        y = net.op("Relu", y) if name == "a" else y
+    net.op("Identity", y, out="y")
+    sample = Sample(net.build({"y": ["batch", 5]}), {"x": (8, 6)}, {"x": (9, 6)})
+    network = loaded(sample, tmp_path)
+    keep = {}
+    for name in ("a.weight", "b.weight"):
+        keep |= keep_first(network, group_made_by(network, name), 8)
+    cut = Shrink(keep)(network.grouping)
+    repaired = Repair()(network.grouping, keep, cut, feeds_of(sample), OrtRunner())
+    assert repaired.added == len(repaired.steps) == 2
+    wanted = run_all(network.program.model, feeds_of(sample))
+    lost = [float(np.square(run_all(one, feeds_of(sample)) - wanted).sum()) for one in (cut, repaired.model)]
+    assert lost[1] < 0.5 * lost[0]
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(0.5, 2.0), (1.0, 1.0)])
 def test_what_a_gemm_multiplies_by_is_minded(alpha: float, beta: float, tmp_path: Path) -> None:
     net = Net()

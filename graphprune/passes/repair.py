@@ -240,7 +240,9 @@ class _Repairing:
         each = rows_each(target.shape[2], len(self.samples))
         weights = np.ascontiguousarray(target.transpose(0, 2, 1)).astype(np.float32)
         fit = held = None
-        for i, (x, cut_x) in enumerate(zip(whole.values(linear.value), cut.values(linear.value), strict=True)):
+        given = node.inputs[linear.given]  # not always of the old name: a node that adds a bias may stand before it
+        assert given is not None and given.name is not None
+        for i, (x, cut_x) in enumerate(zip(whole.values(linear.value), cut.values(given.name), strict=True)):
             chosen = chosen_rows(new.count(cut_x), each, self.options.seed, i)
             left = new.rows(cut_x, chosen)
             full = old.rows(x, chosen, kept)[:, batch]
