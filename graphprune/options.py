@@ -19,7 +19,7 @@ from graphprune.latency_target import LatencyTarget
 from graphprune.passes.allocate import Target
 from graphprune.passes.allocate.target import Quantity
 from graphprune.passes.repair import METHODS
-from graphprune.passes.score import criterion
+from graphprune.passes.score import criterion, estimates_loss
 from graphprune.search import Budget
 
 __all__ = ["ExportOptions", "check_options", "settled", "shard_size", "untimed"]
@@ -39,7 +39,8 @@ class ExportOptions:
         plan: a saved plan to replay instead of scoring and allocating.
         criterion, criterion_options: see :func:`graphprune.passes.score.criterion`; None: ``obs`` where there are
             calibration data, else ``magnitude``.
-        allocation: ``global``, ``uniform`` or ``knapsack``; None: ``knapsack``.
+        allocation: ``global``, ``uniform`` or ``knapsack``; None: ``knapsack`` for a latency target and for criteria
+            that estimate a loss (``obs``, ``taylor``, ``fisher``), else ``global``.
         calib: calibration data, see :func:`graphprune.frontends.samples.read_samples`; None: none.
         calib_samples: at most so many runs of them; calib_images: how images are read.
         repair: ``refit``, ``bias`` or ``none``; None: ``refit`` where there are calibration data.
@@ -105,11 +106,12 @@ def settled(options: ExportOptions) -> ExportOptions:
     """With the choices that were left open."""
     data = options.calib is not None
     ranking = options.criterion or ("obs" if data else "magnitude")
-    criterion(ranking, **options.criterion_options)
+    found = criterion(ranking, **options.criterion_options)
+    adds_up = options.target_latency is not None or estimates_loss(found)
     return replace(
         options,
         criterion=ranking,
-        allocation=options.allocation or "knapsack",
+        allocation=options.allocation or ("knapsack" if adds_up else "global"),
         repair=options.repair or ("refit" if data else "none"),
         search_budget=options.search_budget or ("3" if ranking == "obs" and options.plan is None else None),
     )

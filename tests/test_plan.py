@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A source and the plan of an export of it."""
     folder = tmp_path_factory.mktemp("made")
     source = models.residual().save(folder / "source.onnx")
-    graphprune.load(source).export(folder / "out", target_params="0.5x", allocation="global", measure=None)
+    graphprune.load(source).export(folder / "out", target_params="0.5x", measure=None)
     return source, folder / "out" / "plan.json"
 
 

@@ -67,7 +67,7 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
 )  # fmt: skip
 @click.option(
     "--allocation", metavar="NAME",
-    help="global, uniform or knapsack.  [default: knapsack]",
+    help="global, uniform or knapsack.  [default: knapsack for latency and with obs, taylor, fisher; else global]",
 )  # fmt: skip
 @click.option(
     "--latency-table", type=click.Path(path_type=Path), metavar="FILE",

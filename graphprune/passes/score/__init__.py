@@ -51,6 +51,7 @@ __all__ = [
     "Variance",
     "Wanda",
     "criterion",
+    "estimates_loss",
     "known",
     "score_groups",
     "survey",
