@@ -168,6 +168,23 @@ def test_a_map_right_behind_one_that_got_a_bias(tmp_path: Path) -> None:
     assert lost[1] < 0.5 * lost[0]
 
 
+def test_a_network_without_float_weights_is_said_to_be_left_as_it_was_cut(tmp_path: Path) -> None:
+    net = Net()
+    y = net.input("x", ["batch", 6])
+    for name, (i, o) in {"a": (6, 16), "b": (16, 5)}.items():
+        whole = net.hold(f"{name}.weight", np.random.default_rng(i).integers(-99, 99, (i, o)).astype(np.int8))
+        weight = net.op("DequantizeLinear", whole, net.hold(f"{name}.scale", np.float32(0.01)))
+        y = net.op("Relu", net.op("MatMul", y, weight))
+    net.op("Identity", y, out="y")
+    sample = Sample(net.build({"y": ["batch", 5]}), {"x": (8, 6)}, {"x": (9, 6)})
+    network = loaded(sample, tmp_path)
+    result = network.export(
+        tmp_path / "out", target_macs="0.7x", measure=None, calib=feeds_of(sample, 4), search_budget="0"
+    )
+    assert any(note.startswith("nothing was repaired: no linear map") for note in result.notes), result.notes
+    assert "Repair changed nothing." in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(0.5, 2.0), (1.0, 1.0)])
 def test_what_a_gemm_multiplies_by_is_minded(alpha: float, beta: float, tmp_path: Path) -> None:
     net = Net()

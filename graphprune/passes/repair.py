@@ -154,6 +154,11 @@ class _Repairing:
         program = self.grouping.coupling.program
         assert self.run is not None
         linears = linears_of(self.grouping)
+        if not linears:
+            self.notes.append(
+                "nothing was repaired: no linear map of this network has float weights of its own (integer weights, "
+                "weights that nodes share, and bodies of If, Loop and Scan stay as they were cut)"
+            )
         present = {value.name for node in self.model.graph for value in node.outputs}
         steps: list[Step] = []
         with (

@@ -275,6 +275,8 @@ def repair_sentence(manifest: Mapping[str, Any]) -> str:
     if repaired is None or data is None:
         return ""
     maps = repaired["maps"]
+    if not maps:
+        return "Repair changed nothing."
     before, after = (sum(one[key] for one in maps) / max(1, len(maps)) for key in ("before", "after"))
     how = "constants and biases refitted" if repaired["method"] == "refit" else "biases shifted"
     return (
