@@ -17,6 +17,7 @@ from graphprune.calibration.observations import Observations
 from graphprune.errors import UsageError
 from graphprune.passes.repair import Repair
 from graphprune.passes.score import criterion, score_groups
+from graphprune.passes.score.reconstruction import _curve, _Map
 from graphprune.passes.shrink import Shrink
 from graphprune.pipeline import Network
 from tests.models import SAMPLES, Net, Sample, image, picture
@@ -245,6 +246,13 @@ def test_the_curve_is_what_least_squares_lose(tmp_path: Path) -> None:
     assert found.sum() == pytest.approx(1.0, rel=1e-3)  # without any unit all the variance is lost
     order = np.argsort(found)
     assert lost(order[:4].tolist()) == pytest.approx(found[order[:4]].sum(), rel=2e-2)
+
+
+def test_a_map_that_reads_some_of_a_groups_units_runs_out_of_them() -> None:
+    """Two maps read two units of four each, as where channels are shuffled; the first map's weights are small."""
+    maps = [_Map(scale * np.ones((1, 3, 2)), np.eye(2)[None], np.array(units), 1.0)
+            for scale, units in ((0.1, [0, 1]), (1.0, [2, 3]))]  # fmt: skip
+    assert np.allclose(_curve(maps, 4), [0.03, 0.03, 3.0, 3.0])
 
 
 def test_activation_criteria_are_their_formulas(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ class _Map:
     def losses(self, left: NDArray[np.int64]) -> Floats:
         """What removing each of the units ``left`` loses, shape ``(len(left),)``."""
         found = np.zeros(len(left))
+        if not self.units.size:  # where channels are shuffled, a map reads some of a group's units only
+            return found
         at = np.full(int(max(left.max(), self.units.max())) + 1, -1)
         at[left] = np.arange(len(left))
         inside = np.flatnonzero((self.units >= 0) & (at[self.units] >= 0))
