@@ -165,9 +165,13 @@ def test_a_signal_ends_an_export_in_order(tmp_path, number, code):
     path = save(SAMPLES["plain"]().model, tmp_path)
     out = tmp_path / "out"
     words = [sys.executable, "-m", "graphprune", "export", str(path), "-o", str(out), "--target-params", "0.8x"]
-    process = subprocess.Popen(
-        [*words, "--duration", "60s"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored, and children inherit that
+    try:
+        process = subprocess.Popen(
+            [*words, "--duration", "60s"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+    finally:
+        signal.signal(number, before)
     try:
         until = time.monotonic() + 120
         while not glob(f"{out}/.graphprune-*/plan.json"):  # written before the measurement begins
