@@ -60,11 +60,11 @@ Row = dict[str, Any]
 
 def build(name: str) -> Any:
     """What a recipe's ``build`` gives, but the zoo's small trained networks with random weights: nothing is trained."""
-    from models_zoo import ZOO
+    from models_zoo import recipe
 
-    recipe = ZOO[name]
-    if recipe.kind == "onnx" or not recipe.trained:
-        return recipe.build()
+    chosen = recipe(name)
+    if chosen.kind == "onnx" or not chosen.trained:
+        return chosen.build()
     import torch
 
     from models_zoo.randomise import randomise, seeded
@@ -78,10 +78,10 @@ def build(name: str) -> Any:
 def load_network(name: str) -> Network:
     """A recipe's network, loaded and observed (seed 0)."""
     from graphprune.pipeline import load
-    from models_zoo import ZOO
+    from models_zoo import recipe
 
     first, second = build(name)
-    if ZOO[name].kind == "onnx":
+    if recipe(name).kind == "onnx":
         shapes = {key: value for key, value in second.items() if isinstance(value, tuple)}
         return load(first, input_shapes=shapes, inputs={k: v for k, v in second.items() if k not in shapes})
     return load(first, inputs=second)
@@ -336,7 +336,7 @@ class Sweep:
         parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
         given = parser.parse_args(arguments)
         if given.one:
-            from models_zoo import ZOO
+            from models_zoo import HELD_OUT, ZOO
 
             told: Row = {}
 
@@ -344,7 +344,8 @@ class Sweep:
                 told.update(more)
                 given.into.write_text(json.dumps(told), encoding="utf-8")
 
-            missing = ZOO[given.one].missing() if given.one in ZOO else ()
+            known = ZOO | HELD_OUT
+            missing = known[given.one].missing() if given.one in known else ()
             if missing:
                 tell({"status": "missing", "reason": f"needs {', '.join(missing)}"})
             else:

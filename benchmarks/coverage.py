@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import Sweep, export_half, load_network, peak_rss, plain, suites
 from benchmarks.coverage_table import document
+from models_zoo import HELD_OUT
 
 if TYPE_CHECKING:
     from graphprune.pipeline import Analysis, Network
@@ -82,16 +83,16 @@ def examine(name: str, tell: Callable[[dict[str, Any]], None]) -> None:
     ``nothing prunable``, ``not equal``, ``unproved``, ``failed``; ``reason`` says more.
     """
     from graphprune.errors import GraphpruneError, NothingPrunableError, VerificationError
-    from models_zoo import ZOO
+    from models_zoo import recipe
 
     if name == OPERATORS:
         operators(tell)
         return
-    recipe = ZOO[name]
+    chosen = recipe(name)
     try:
         network = load_network(name)
     except GraphpruneError as error:
-        tell({"status": "not exported" if recipe.kind == "torch" else "not read", "reason": str(error)})
+        tell({"status": "not exported" if chosen.kind == "torch" else "not read", "reason": str(error)})
         return
     except Exception as error:  # the tools that make variants raise what they like; it is this network's row
         tell({"status": "not made", "reason": f"{type(error).__name__}: {error}"})
@@ -119,7 +120,7 @@ def examine(name: str, tell: Callable[[dict[str, Any]], None]) -> None:
     )
     with tempfile.TemporaryDirectory(prefix="graphprune-coverage-") as folder:
         try:
-            half = export_half(network, Path(folder), verify=recipe.suite not in ROUNDED)
+            half = export_half(network, Path(folder), verify=chosen.suite not in ROUNDED)
         except NothingPrunableError as error:
             tell({"status": "nothing prunable", "reason": str(error)})
             return
@@ -141,7 +142,7 @@ def examine(name: str, tell: Callable[[dict[str, Any]], None]) -> None:
                 "reason": "crashed while it was verified",
             }
         )
-        verdict = result.verdict if recipe.suite not in ROUNDED else _in_float64(network, result, tell)
+        verdict = result.verdict if chosen.suite not in ROUNDED else _in_float64(network, result, tell)
     if verdict is None:
         return
     proved = verdict.passed and verdict.difference_to_original > SEEN
@@ -214,7 +215,7 @@ def operators(tell: Callable[[dict[str, Any]], None]) -> None:
 SWEEP = Sweep(
     "benchmarks.coverage",
     "Coverage, correctness and time for every network of the zoo.",
-    {**suites(), OPERATORS: OPERATORS},
+    {**suites(), **{name: one.suite for name, one in HELD_OUT.items()}, OPERATORS: OPERATORS},
     examine,
     document,
     "coverage",

@@ -27,6 +27,7 @@ from torch import nn
 import graphprune
 from benchmarks.common import ROOT, machine_line, markdown_table
 from graphprune.pipeline import Network
+from graphprune.training.iterative import shares
 from models_zoo import small
 
 ROWS = ROOT / "docs" / "training.jsonl"
@@ -121,11 +122,12 @@ def one_shot(task: Task, share: float, steps: int = 1, **options: Any) -> tuple[
     whole = network.cost.macs({}) // BATCH
     module: Any = None
     with tempfile.TemporaryDirectory() as scratch:
-        for step in range(1, steps + 1):
+        first = 0
+        for step, length in enumerate(shares(task.steps, steps), 1):
             network = cut_once(network, task, int(whole * share ** (step / steps)), Path(scratch, str(step)), **options)
             module = graphprune.to_torch(network)
-            first, last = task.steps * (step - 1) // steps, task.steps * step // steps
-            task.train(module, last - first, first=first)
+            task.train(module, length, first=first)
+            first += length
             network = Network(graphprune.load_state(network, module), None, network.name, {})
         return task.accuracy(module), network.cost.macs({}) // BATCH, ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import math
 import struct
 import sys
 import zlib
@@ -18,7 +19,7 @@ from graphprune.errors import GraphpruneError, InputError, TargetError, UsageErr
 from graphprune.frontends.modules import first_line, named
 from graphprune.ir.program import Array
 
-__all__ = ["Fidelity", "Figure", "Metric", "fidelity", "outputs_of", "read_metric"]
+__all__ = ["Fidelity", "Figure", "Metric", "distance", "fidelity", "outputs_of", "read_metric"]
 
 Feeds = Mapping[str, Array]
 Run = Callable[[Feeds], dict[str, Array]]
@@ -80,7 +81,7 @@ def outputs_of(run: Run, samples: Sequence[Feeds]) -> list[dict[str, Array]]:
 
 
 def fidelity(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> Fidelity:
-    """Compare outputs, sample by sample."""
+    """Compare outputs, sample by sample; outputs of another shape have nothing in common."""
     cosines, same, divergences = [], [], []
     for want, have in zip(expected, found, strict=True):
         floats = [name for name in want if np.issubdtype(want[name].dtype, np.floating)]
@@ -88,9 +89,13 @@ def fidelity(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[st
             np.concatenate([one[name].astype(np.float64).ravel() for name in floats] or [np.ones(1)])
             for one in (want, have)
         )
-        scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+        scale = float(np.linalg.norm(a) * np.linalg.norm(b)) if a.shape == b.shape else 0.0
         cosines.append(float(a @ b) / scale if scale else float(np.array_equal(a, b)))
-        if floats and want[floats[0]].ndim and want[floats[0]].shape[-1] > 1:
+        first = want[floats[0]] if floats else np.ones(())
+        if first.ndim and first.shape[-1] > 1 and first.size:
+            if first.shape != have[floats[0]].shape:  # as many entries as the contents make
+                same.append(0.0)
+                continue
             p, q = (_probabilities(one[floats[0]].astype(np.float64)) for one in (want, have))
             same.append(float((p.argmax(axis=-1) == q.argmax(axis=-1)).mean()))
             tiny = np.finfo(np.float32).tiny
@@ -100,6 +105,17 @@ def fidelity(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[st
         Figure.of(np.asarray(same)) if same else None,
         Figure.of(np.asarray(divergences)) if divergences else None,
     )
+
+
+def distance(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> float:
+    """Squared distance of the outputs over their squared length, summed; NaN where what was found is NaN."""
+    total = 0.0
+    for want, have in zip(expected, found, strict=True):
+        for name, one in want.items():
+            if np.issubdtype(one.dtype, np.floating) and one.shape == have[name].shape and np.isfinite(one).all():
+                a, b = one.astype(np.float64), have[name].astype(np.float64)
+                total += float(np.square(a - b).sum()) / max(float(np.square(a).sum()), 1e-30)
+    return total
 
 
 def _probabilities(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -197,9 +213,17 @@ class Drop:
     value: float
     rounds: tuple[tuple[float, float, bool], ...]
 
+    @property
+    def least(self) -> float:
+        """The lowest figure that is within the bound."""
+        return self.value - self.bound * abs(self.value)
+
     def to_json(self) -> dict[str, Any]:
         """All fields."""
-        rounds = [{"share": share, "value": value, "within": within} for share, value, within in self.rounds]
+        rounds = [
+            {"share": share, "value": value if math.isfinite(value) else None, "within": within}
+            for share, value, within in self.rounds
+        ]
         return {"bound": self.bound, "original": self.value, "share": self.share, "rounds": rounds}
 
 
@@ -230,13 +254,15 @@ def fastest_within(bound: float, value: Callable[[float | None], float]) -> Drop
     low, high, rounds = _SMALLEST, 1.0, []
     share = 0.7
     while high - low > 0.03 * high:
-        found = value(share)
+        found = value(share)  # minus infinity: it cannot be cut so far
         within = found >= least
         rounds.append((round(share, 4), found, within))
         low, high = (low, share) if within else (share, high)
         share = (low + high) / 2
     if not any(within for *_, within in rounds):
         best = max(rounds, key=lambda one: one[1])
+        if not math.isfinite(best[1]):
+            raise TargetError(f"nothing that can be cut makes the network faster than {best[0]:g}x; lower --floor")
         raise TargetError(
             f"nothing faster keeps {least:.4g} of {original:.4g}: at {best[0]:g}x the figure is {best[1]:.4g}; allow a "
             "larger --max-drop, or give more calibration data"

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphprune.accuracy import Drop, Metric, fastest_within, fidelity, outputs_of, parse_drop
+from graphprune.accuracy import Accuracy, Drop, Metric, fastest_within, fidelity, outputs_of, parse_drop
 from graphprune.backends.runner import OrtRunner
 from graphprune.calibration.observations import Observations
 from graphprune.coupling.groups import Group, Grouping, Keep
-from graphprune.errors import NothingPrunableError
+from graphprune.errors import NothingPrunableError, TargetError
 from graphprune.frontends.samples import Samples
 from graphprune.ir.program import Array, release
 from graphprune.latency.profile import ProfileOptions
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "Chooser", "whole"]
 
 
+_RELAXED = 1.05  # times the share, where the artefact loses more than is allowed
 _TYPICAL = 0.6  # of the original's time: where a search looks while the target is still to be found
 
 
@@ -51,6 +52,20 @@ class Choice:
     met: Met | None = None
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The artefact's figure, the original's, and the least that a bound on what may be lost allows."""
+
+    value: float
+    original: float
+    least: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is within the bound."""
+        return self.value >= self.least
+
+
 @dataclass
 class Chooser:
     """Chooses for one export; what was computed once is kept.
@@ -60,7 +75,7 @@ class Chooser:
         targets: on parameters and MACs.
         samples, held: calibration data, and those that nothing is fitted to.
         metric: the user's own, if any.
-        source, staging: the original's file, and a folder to build candidates in; ``sha256`` is the file's.
+        source, staging: the original's file, and a folder to build candidates in; ``sha256``: of it and its data.
         seconds: of the steps.
         model, scores: step curves and scores of an earlier export of the same network.
         found, drop: what a search, and the bound on what may be lost, have found.
@@ -161,7 +176,10 @@ class Chooser:
         def value(share: float | None) -> float:
             model = self.network.program.model
             if share is not None:
-                keep = keep_of(self._plan_at(share, chosen, scores, method), self.network.grouping)
+                try:
+                    keep = keep_of(self._plan_at(share, chosen, scores, method), self.network.grouping)
+                except TargetError:  # floors, or what cannot be cut, lie above that share
+                    return float("-inf")
                 model = Shrink(keep)(self.network.grouping)
                 if self.repairs:
                     model = self.repair(self.network.grouping, keep, model, self.samples.feeds, OrtRunner()).model
@@ -176,13 +194,34 @@ class Chooser:
             return near.top1.value if near.top1 is not None else near.cosine.value
 
         self.drop = fastest_within(parse_drop(self.options.max_drop), value)
-        text = f"{self.drop.share:.4g}x"
-        timed_target = self.options.measure is not None
-        if timed_target:
+        self._aim(self.drop.share)
+
+    def _aim(self, share: float) -> None:
+        """Make a share of the time, or of the MACs where nothing is measured, the target."""
+        text = f"{share:.4g}x"
+        if self.options.measure is not None:
             self.options = replace(self.options, target_latency=text)
         else:
             self.options = replace(self.options, target_macs=text)
             self.targets = [Target.parse(text, "macs")]
+
+    def kept(self, accuracy: Accuracy | None) -> Kept | None:
+        """The artefact's figure held against the bound; None where there is no bound, or no figure."""
+        if self.drop is None or accuracy is None:
+            return None
+        if accuracy.metric:
+            value = next(iter(accuracy.metric["artefact"].values())).value
+        else:
+            near = accuracy.fidelity["artefact"]
+            value = near.top1.value if near.top1 is not None else near.cosine.value
+        return Kept(value, self.drop.value, self.drop.least)
+
+    def relax(self) -> bool:
+        """Aim at a little less, after the artefact lost more than the candidate looked at; False: nothing is left."""
+        assert self.drop is not None
+        self.drop = replace(self.drop, share=self.drop.share * _RELAXED)
+        self._aim(min(1.0, self.drop.share))
+        return self.drop.share < 1.0
 
     def _scored(self, chosen: Sequence[Group]) -> Scores:
         """Scores of the groups that may be cut; computed once."""
@@ -195,8 +234,9 @@ class Chooser:
         with timed(self.seconds, "score"):
             kept = None
             if not isinstance(ranking, Criterion):
-                kept = ScoreCache(self.sha256, self.samples.digest(), repr(ranking), options.seed)
-                self.scores = kept.read(chosen)
+                if not getattr(ranking, "loss", ""):  # what a loss of the user's own computes may change unseen
+                    kept = ScoreCache(self.sha256, self.samples.digest(), repr(ranking), options.seed)
+                    self.scores = kept.read(chosen)
                 ranking = ranking.on(Observations(network.grouping, self.samples.feeds, OrtRunner(), options.seed))
             if self.scores is None:
                 self.scores = score_groups(ranking, chosen, network.program.tensor, scales=network.grouping.scales)

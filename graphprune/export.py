@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphprune.accuracy import Accuracy, assess, read_metric
+from graphprune.accuracy import Accuracy, assess, distance, outputs_of, read_metric
 from graphprune.backends.base import get_backend
 from graphprune.backends.runner import OrtRunner
 from graphprune.choose import Choice, Chooser, whole
@@ -104,6 +106,7 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
 _PATIENCE = 2.0  # times as long as a candidate may be measured, with latency targets
 _MARGIN = 0.99  # of a latency target: the repaired artefact is measured by itself, and no two intervals are the same
 _ATTEMPTS = 3  # at a latency target, where what is repaired takes longer than what was only cut
+_LOOKED = 4  # runs on which a repaired network is held against the cut one
 _TO_SPLIT = 16  # samples from which some are held out to look at afterwards
 _DATA = re.compile(r"model(-\d{5}-of-\d{5})?\.onnx\.data|model\.int8\.onnx", re.ASCII)
 _ARTEFACTS = (
@@ -164,6 +167,7 @@ class _Export:
     def __init__(self, network: Network, out: Path, options: ExportOptions, earlier: Chooser | None = None) -> None:
         self.network = network
         self.options = settled(options)
+        self.asked_to_search = options.search_budget is not None
         self.targets = check_targets(options, out)
         self.out = Path(out)
         self.seconds: dict[str, float] = {}
@@ -194,46 +198,31 @@ class _Export:
                     raise UsageError(f"'{target}' would overwrite the source; choose another output folder")
 
     def _run(self, staging: Path) -> ExportResult:
-        network, options = self.network, self.options
+        network = self.network
         source = self._source(staging)
         self._read_samples()
+        options = self.options
         chooser = self.chooser = Chooser(
             network, options, self.targets, self.samples, self.held, self.metric, source["path"], staging,
-            source["sha256"], self.seconds,
+            hashlib.sha256(json.dumps(source["files"], sort_keys=True).encode()).hexdigest(), self.seconds,
         )  # fmt: skip
         if self.earlier is not None:
             chooser.model, chooser.scores, chooser.found = self.earlier.model, self.earlier.scores, self.earlier.found
-        tightened = _MARGIN if chooser.repairs else 1.0
-        for attempt in range(_ATTEMPTS):
-            choice = chooser.choose(tightened)
-            plan, keep = choice.plan, keep_of(choice.plan, network.grouping)
-            document = plan_document(plan, network.grouping, source["sha256"])
-            (staging / "plan.json").write_bytes(write_plan(document))
-            made = self._make(chooser, choice, keep, staging)
-            met, found = choice.met, made.comparison
-            if met is None or found is None or made.repaired is None:
+        for attempt in range(1, _ATTEMPTS + 1):
+            choice, made = self._met(chooser, staging)
+            accuracy = self._assessed(made)
+            kept = chooser.kept(accuracy)
+            if kept is None or kept.holds:
                 break
-            figure = figure_of(found, options.statistic)
-            ratio, share = figure.ratio, met.target.within(figure.a_ms)
-            if ratio.high <= share:
-                choice = replace(choice, met=replace(met, share=share))
-                break
-            if attempt == _ATTEMPTS - 1:
+            if attempt == _ATTEMPTS or not chooser.relax():
                 raise TargetError(
-                    f"the repaired network takes {ratio.value:.3f}x of the original's time [{ratio.low:.3f}, "
-                    f"{ratio.high:.3f}], {share:.3g}x were asked for; ask for less, or repair the bias alone "
-                    "(--repair bias)"
+                    f"the artefact keeps {kept.value:.4g} of {kept.original:.4g}, {kept.least:.4g} were asked for "
+                    f"(--max-drop {options.max_drop}); allow more, or give more calibration data"
                 )
-            tightened *= share / ratio.high
+        plan, keep = choice.plan, keep_of(choice.plan, network.grouping)
+        document = plan_document(plan, network.grouping, source["sha256"])
+        (staging / "plan.json").write_bytes(write_plan(document))
         written, verdict, comparison, notes = made.written, made.verdict, made.comparison, list(made.notes)
-        models = {"original": network.program.model, "cut": made.cut}
-        if made.repaired is not None:
-            models["artefact"] = made.repaired.model
-        accuracy = None
-        if self.metric is not None or self.held.count:
-            with timed(self.seconds, "evaluate"):
-                runs = {which: partial(OrtRunner(), model) for which, model in models.items()}
-                accuracy = assess(runs, self.held.feeds, self.metric)
         corners = self._corners(source["path"], staging) if options.quantize is not None else []
         quantized = [INT8] if corners else []
         build = self._build(staging)
@@ -295,6 +284,36 @@ class _Export:
             made.repaired,
         )
 
+    def _met(self, chooser: Chooser, staging: Path) -> tuple[Choice, _Made]:
+        """What stays, made and measured: again with a tighter target where what is repaired takes longer."""
+        tightened = _MARGIN if chooser.repairs else 1.0
+        for _ in range(_ATTEMPTS):
+            choice = chooser.choose(tightened)
+            made = self._make(chooser, choice, keep_of(choice.plan, self.network.grouping), staging)
+            met, found = choice.met, made.comparison
+            if met is None or found is None or made.repaired is None:
+                return choice, made
+            figure = figure_of(found, self.options.statistic)
+            ratio, share = figure.ratio, met.target.within(figure.a_ms)
+            if ratio.high <= share:
+                return replace(choice, met=replace(met, share=share)), made
+            tightened *= share / ratio.high
+        raise TargetError(
+            f"the repaired network takes {ratio.value:.3f}x of the original's time [{ratio.low:.3f}, "
+            f"{ratio.high:.3f}], {share:.3g}x were asked for; ask for less, or repair the bias alone (--repair bias)"
+        )
+
+    def _assessed(self, made: _Made) -> Accuracy | None:
+        """How good the networks are, where there are samples or a metric to say so."""
+        if self.metric is None and not self.held.count:
+            return None
+        models = {"original": self.network.program.model, "cut": made.cut}
+        if made.repaired is not None:
+            models["artefact"] = made.repaired.model
+        with timed(self.seconds, "evaluate"):
+            runs = {which: partial(OrtRunner(), model) for which, model in models.items()}
+            return assess(runs, self.held.feeds, self.metric)
+
     def _read_samples(self) -> None:
         options = self.options
         if options.calib is None:
@@ -306,6 +325,8 @@ class _Export:
             looked_at = samples.count >= _TO_SPLIT and options.calib != NOISE  # agreement on noise says nothing
             fitted, self.held = samples.split() if looked_at else (samples, Samples((), ""))
             self.samples, self.fitted = fitted.batched(self.network.program), fitted.count
+        if self.samples.count < 2 and not self.asked_to_search:  # part of it is looked at, the other fitted to
+            self.options = replace(self.options, search_budget=None)
 
     def _calibration_document(self) -> dict[str, Any] | None:
         if not self.samples.count:
@@ -333,9 +354,13 @@ class _Export:
             with timed(self.seconds, "repair"):
                 repaired = chooser.repair(network.grouping, keep, cut, self.samples.feeds, OrtRunner())
                 notes += repaired.notes
-                for one in staging.glob("model*.onnx*"):
-                    one.unlink()
-                written = network.write(repaired.model, path, shard_size(options))
+                if self._worse(cut, repaired.model):
+                    notes.append("repair was left out: its outputs are further from the original's than without it")
+                    repaired = None
+                else:
+                    for one in staging.glob("model*.onnx*"):
+                        one.unlink()
+                    written = network.write(repaired.model, path, shard_size(options))
         comparison = choice.met.comparison if choice.met is not None and repaired is None else None
         if comparison is None and options.measure is not None:
             if why := untimed(options.measure.backend):
@@ -344,6 +369,13 @@ class _Export:
                 with timed(self.seconds, "measure"):
                     comparison = self._compared(chooser.source, path)
         return _Made(cut, repaired, written, verdict, comparison, tuple(notes))
+
+    def _worse(self, cut: ir.Model, repaired: ir.Model) -> bool:
+        """Whether repair took the outputs away from the original's on some of the samples that it was fitted to."""
+        models = (self.network.program.model, cut, repaired)
+        wanted, *found = (outputs_of(partial(OrtRunner(), one), self.samples.feeds[:_LOOKED]) for one in models)
+        before, after = (distance(wanted, one) for one in found)
+        return not (after <= before or (math.isnan(before) and math.isfinite(after)))
 
     def _compared(self, source: Path, path: Path) -> Comparison | None:
         """A file measured against the source; None where nothing is measured."""

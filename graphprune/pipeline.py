@@ -297,8 +297,9 @@ def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     with progress.step(step):
         yield
-    seconds[step] = time.perf_counter() - start
-    _log.debug("%s: %.3f s", step, seconds[step])
+    spent = time.perf_counter() - start
+    seconds[step] = seconds.get(step, 0.0) + spent
+    _log.debug("%s: %.3f s", step, spent)
 
 
 def no_groups(grouping: Grouping) -> str:

@@ -18,6 +18,7 @@ from graphprune.errors import InputError
 from graphprune.frontends.modules import first_line
 from graphprune.frontends.onnx import read_onnx
 from graphprune.ir.program import Array
+from graphprune.ir.store import external_locations
 from graphprune.latency.measure import Comparison
 
 __all__ = ["INT8", "Corner", "four_corners", "prepared", "quantize_int8"]
@@ -74,7 +75,8 @@ def four_corners(
     expected = outputs_of(partial(OrtRunner(), original), held)
     corners = []
     for name, file in {"dense float": source, "pruned float": pruned, **files}.items():
-        run = partial(OrtRunner(), read_onnx(file))
+        model = read_onnx(file)
+        run = partial(OrtRunner(), model)
         figures: dict[str, Any] = {}
         if metric is not None:
             figures["metric"] = {key: one.to_json() for key, one in metric(run).items()}
@@ -83,7 +85,9 @@ def four_corners(
         found = None if file == source else ratio(file)
         whole = 1.0 if file == source else None
         value, low, high = (whole,) * 3 if found is None else (found.ratio, found.ratio_low, found.ratio_high)
-        corners.append(Corner(name, file.stat().st_size, value, low, high, figures))
+        data = external_locations(model)
+        size = sum(one.stat().st_size for one in (file, *(file.parent / held for held in data)))
+        corners.append(Corner(name, size, value, low, high, figures))
     return corners
 
 

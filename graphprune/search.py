@@ -15,6 +15,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune import progress
+from graphprune._version import __version__
 from graphprune.accuracy import fidelity, outputs_of
 from graphprune.backends.runner import OrtRunner
 from graphprune.coupling.groups import Group, Grouping, Keep
@@ -212,13 +214,14 @@ class Search:
             near = fidelity(self._expected, outputs_of(partial(OrtRunner(), repaired.model), self._look))
             found = near.kl.value if near.kl is not None else 1.0 - near.cosine.value
             self._known[key] = found if np.isfinite(found) else float("inf")
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, self._known[key]]) + "\n")
+            with suppress(OSError):  # a cache that cannot be written: it is looked at again next time
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with self._file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([key, self._known[key]]) + "\n")
         return self._known[key]
 
     def _digest(self) -> str:
-        found = hashlib.sha256()
+        found = hashlib.sha256(__version__.encode())
         for name, one in sorted(self.scores.values.items()):
             found.update(name.encode() + one.tobytes())
         for feeds in (*self._fit, *self._look):

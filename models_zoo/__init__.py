@@ -1,9 +1,9 @@
 """Recipes of real networks, to prune, to measure and to test with.
 
 ``RECIPES`` names the main list, ``WIDE`` more architectures, ``FILES`` ONNX files of packages, ``VARIANTS`` what tools
-make of ONNX networks, ``ZOO`` all of them. A recipe of kind ``torch`` builds ``(module in eval mode, example inputs)``,
-one of kind ``onnx`` gives ``(path of the file, {input name: shape or array})``. Importing this package imports nothing
-heavy.
+make of ONNX networks, ``ZOO`` all of them; ``HELD_OUT`` are others that nothing was developed on. A recipe of kind
+``torch`` builds ``(module in eval mode, example inputs)``, one of kind ``onnx`` gives ``(path of the file, {input name:
+shape or array})``. Importing this package imports nothing heavy.
 
     >>> from models_zoo import RECIPES
     >>> module, example_inputs = RECIPES["resnet50"].build()      # doctest: +SKIP
@@ -19,7 +19,7 @@ from typing import Any, Literal
 from graphprune.errors import UsageError
 from models_zoo import names
 
-__all__ = ["FILES", "RECIPES", "VARIANTS", "WIDE", "ZOO", "Recipe"]
+__all__ = ["FILES", "HELD_OUT", "RECIPES", "VARIANTS", "WIDE", "ZOO", "Recipe", "recipe"]
 
 
 @dataclass(frozen=True)
@@ -132,3 +132,13 @@ VARIANTS: dict[str, Recipe] = {
 
 #: All of them by name.
 ZOO: dict[str, Recipe] = {**RECIPES, **WIDE, **FILES, **VARIANTS}
+
+#: Networks that graphprune did not see while it was built: the same by name.
+HELD_OUT: dict[str, Recipe] = {
+    name: Recipe(name, "torch", f"wide:{name}", ("torch", "timm"), suite="held out") for name in names.HELD_OUT
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name, in the zoo or held out."""
+    return (ZOO | HELD_OUT)[name]

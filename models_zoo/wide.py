@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import UsageError
-from models_zoo.names import DIFFUSERS, TIMM, TORCHVISION, TRANSFORMERS
+from models_zoo.names import DIFFUSERS, HELD_OUT, TIMM, TORCHVISION, TRANSFORMERS
 from models_zoo.randomise import randomise, seeded
 
 __all__ = ["DIFFUSERS", "TIMM", "TORCHVISION", "TRANSFORMERS"]
@@ -139,7 +139,7 @@ def _timm(name: str) -> Example:
 
     # Where fused attention's result is viewed as it lies, PyTorch 2.14 cannot trace it.
     timm.layers.set_fused_attn(name not in ("beit_base", "maxvit_tiny"))
-    module: nn.Module = seeded(lambda: timm.create_model(TIMM[name], pretrained=False), 0)
+    module: nn.Module = seeded(lambda: timm.create_model(TIMM.get(name, name), pretrained=False), 0)
     example = (_noise(1, *module.default_cfg["input_size"]),)  # type: ignore[index,arg-type,misc]
     return randomise(module, 0, example), example
 
@@ -180,7 +180,7 @@ def _diffusers(name: str) -> Example:
 def __getattr__(name: str) -> Callable[[], Example]:
     table: dict[str, Callable[[str], Any]] = {
         **dict.fromkeys(TORCHVISION, _torchvision),
-        **dict.fromkeys(TIMM, _timm),
+        **dict.fromkeys((*TIMM, *HELD_OUT), _timm),
         **dict.fromkeys(TRANSFORMERS, _transformers),
         **dict.fromkeys(DIFFUSERS, _diffusers),
     }

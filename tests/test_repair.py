@@ -314,3 +314,77 @@ def test_what_needs_data_says_so(options: dict[str, Any], sentence: str, tmp_pat
     network = loaded(SAMPLES["plain"](), tmp_path)
     with pytest.raises(UsageError, match=sentence):
         network.export(tmp_path / "out", target_macs="0.6x", measure=None, **options)
+
+
+@pytest.mark.parametrize(("beta", "how"), [(0.0, "held"), (0.25, "constant"), (0.25, "absent"), (2.0, "held")])
+def test_a_bias_that_is_scaled_held_by_a_node_or_absent(beta: float, how: str, tmp_path: Path) -> None:
+    net = Net()
+    hidden = net.op("Relu", net.linear(net.input("x", ["batch", 10]), "a", 10, 12))
+    more = []
+    if how == "constant":
+        more = [net.op("Constant", value=numpy_helper.from_array(np.ones(4, np.float32)))]
+    elif how == "held":
+        more = [net.weight("bias", 4)]
+    net.op("Gemm", hidden, net.weight("w", 12, 4), *more, out="y", beta=beta)
+    sample = Sample(net.build({"y": ["batch", 4]}), {"x": (1, 10)}, {"x": (40, 10)})
+    network = loaded(sample, tmp_path)
+    keep = keep_first(network, group_made_by(network, "a.weight"), 6)
+    feeds = feeds_of(sample)
+    cut = Shrink(keep)(network.grouping)
+    repaired = Repair("bias")(network.grouping, keep, cut, feeds, OrtRunner())
+    wanted, after = (
+        np.concatenate([OrtRunner()(m, one)["y"] for one in feeds]).mean(axis=0)
+        for m in (network.program.model, repaired.model)
+    )
+    assert np.allclose(wanted, after, atol=1e-4)
+
+
+def test_a_constant_that_is_added_on_another_axis_is_no_bias(tmp_path: Path) -> None:
+    """As many rows as columns: the shift of the columns does not go into the constant of the rows."""
+    net = Net()
+    hidden = net.op("Relu", net.op("MatMul", net.input("x", ["batch", 6, 10]), net.weight("a.weight", 10, 12)))
+    out = net.op("MatMul", hidden, net.weight("b.weight", 12, 6))
+    net.op("Add", out, net.hold("rows", np.arange(6, dtype=np.float32).reshape(1, 6, 1)), out="y")
+    sample = Sample(net.build({"y": ["batch", 6, 6]}), {"x": (1, 6, 10)}, {"x": (8, 6, 10)})
+    network = loaded(sample, tmp_path)
+    keep = keep_first(network, group_made_by(network, "a.weight"), 6)
+    feeds = feeds_of(sample)
+    repaired = Repair("bias")(network.grouping, keep, Shrink(keep)(network.grouping), feeds, OrtRunner())
+    wanted, after = (
+        np.concatenate([OrtRunner()(m, one)["y"] for one in feeds]).mean(axis=(0, 1))
+        for m in (network.program.model, repaired.model)
+    )
+    assert repaired.added == 1 and np.allclose(wanted, after, atol=1e-4)
+
+
+def test_a_sample_without_rows_is_passed_over(tmp_path: Path) -> None:
+    net = Net()
+    hidden = net.op("Relu", net.linear(net.input("x", ["batch", 10]), "a", 10, 8))
+    net.linear(hidden, "b", 8, 3, out="y")
+    sample = Sample(net.build({"y": ["batch", 3]}), {"x": (1, 10)}, {"x": (40, 10)})
+    network = loaded(sample, tmp_path)
+    keep = keep_first(network, group_made_by(network, "a.weight"), 5)
+    feeds = [{"x": np.zeros((0, 10), np.float32)}, *feeds_of(sample, 10)]
+    repaired = Repair()(network.grouping, keep, Shrink(keep)(network.grouping), feeds, OrtRunner())
+    assert repaired.steps
+
+
+def test_a_repair_that_makes_it_worse_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = SAMPLES["plain"]()
+    network = loaded(sample, tmp_path)
+    own = Repair.__call__
+
+    def spoilt(self: Repair, grouping: Any, keep: Any, model: Any, samples: Any, run: Any) -> Any:
+        found = own(self, grouping, keep, model, samples, run)
+        held = found.model.graph.initializers["head.weight"]
+        held.const_value = type(held.const_value)(np.full_like(held.const_value.numpy(), np.nan), name="head.weight")
+        return found
+
+    monkeypatch.setattr(Repair, "__call__", spoilt)
+    result = network.export(
+        tmp_path / "out", target_macs="0.6x", calib=feeds_of(sample, 20), measure=None, search_budget="0"
+    )
+    assert result.repaired is None and any(one.startswith("repair was left out") for one in result.notes)
+    wanted = run_all(network.program.model, [sample.feeds()])
+    found = OrtRunner()(graphprune.load(result.model).program.model, sample.feeds())["y"]
+    assert np.isfinite(found).all() and found.shape == wanted.reshape(1, -1).shape

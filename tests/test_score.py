@@ -317,3 +317,13 @@ def test_criteria_of_third_parties_are_checked() -> None:
 
     with pytest.raises(InputError, match="Criterion 'broken' gave group 'dims' scores of shape"):
         score.score_groups(Broken(), (DIMS,), tensors)
+
+
+def test_options_that_come_as_text_are_read_by_their_defaults() -> None:
+    made: Any = score.criterion("obs", damp="0.05", centred="false")
+    assert made.damp == 0.05 and made.centred is False
+    made = score.criterion("magnitude", p="1", roles="producer")
+    assert made.p == 1 and made.roles == ("producer",)
+    for options, said in (({"damp": "much"}, "a number, such as 0.01"), ({"centred": "maybe"}, "true or false")):
+        with pytest.raises(UsageError, match=said):
+            score.criterion("obs", **options)

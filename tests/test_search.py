@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
-import graphprune
-from graphprune.accuracy import Figure, fastest_within, fidelity, parse_drop, read_metric
+import graphprune.choose
+import graphprune.export
+from graphprune.accuracy import Accuracy, Figure, fastest_within, fidelity, parse_drop, read_metric
 from graphprune.errors import InputError, TargetError, UsageError
 from graphprune.frontends.samples import Preprocessing, read_samples
 from graphprune.pipeline import Network
@@ -65,6 +67,10 @@ def test_halving_finds_the_bound_and_says_when_there_is_none() -> None:
     assert 0.42 <= found.share <= 0.44
     with pytest.raises(TargetError, match=r"nothing faster keeps 0\.9 of 1"):
         fastest_within(0.1, lambda share: float(share is None))
+    found = fastest_within(0.1, lambda share: 1.0 if share is None or share > 0.5 else float("-inf"))
+    assert 0.5 <= found.share <= 0.52 and None in [one["value"] for one in found.to_json()["rounds"]]
+    with pytest.raises(TargetError, match="nothing that can be cut makes the network faster"):
+        fastest_within(0.1, lambda share: 1.0 if share is None else float("-inf"))
     assert parse_drop("1%") == pytest.approx(0.01) and parse_drop("0.02") == pytest.approx(0.02)
     for text in ("x", "-1%", "100%"):
         with pytest.raises(UsageError, match="--max-drop"):
@@ -168,9 +174,9 @@ def test_two_inputs_are_named(tmp_path: Path) -> None:
     sample = Sample(net.build({"y": ["batch", 3]}), {"a": (1, 4), "b": (1, 4)})
     network = loaded(sample, tmp_path)
     path = tmp_path / "d.npz"
-    np.savez(path, a=np.zeros((20, 4), np.float32), b=np.ones((20, 4), np.float32))
+    np.savez(path, a=np.zeros((50, 4), np.float32), b=np.ones((50, 4), np.float32))
     read = read_samples(path, network.program)
-    assert read.count == 20 and [len(one["b"]) for one in read.batched(network.program).feeds] == [16, 4]
+    assert read.count == 50 and [len(one["b"]) for one in read.batched(network.program).feeds] == [2] * 25
     np.savez(path, a=np.zeros((20, 4), np.float32))
     with pytest.raises(InputError, match="has the arrays a; the network takes a 1x4, b 1x4"):
         read_samples(path, network.program)
@@ -204,3 +210,91 @@ def test_metrics_that_fail_are_told() -> None:
 
 
 NUMBER = 3
+
+
+def test_a_bound_holds_for_the_artefact_or_is_aimed_at_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The candidates keep everything, the artefact does not: the share grows until the user is told."""
+    sample = SAMPLES["plain"]()
+    network = loaded(sample, tmp_path)
+    asked: list[str] = []
+    own = graphprune.choose.Chooser._aim
+
+    def aim(chooser: Any, share: float) -> None:
+        asked.append(f"{share:.3f}")
+        own(chooser, share)
+
+    monkeypatch.setattr(graphprune.choose.Chooser, "_aim", aim)
+    monkeypatch.setattr(
+        graphprune.export._Export, "_assessed", lambda job, made: Accuracy({"artefact": {"m": Figure(0.5)}}, {})
+    )
+    with pytest.raises(TargetError, match=r"the artefact keeps 0\.5 of 1, 0\.99 were asked for"):
+        network.export(tmp_path / "out", max_drop="1%", measure=None, calib=feeds(sample, 20), metric=lambda run: 1.0)
+    shares = [float(one) for one in asked]
+    assert len(shares) == 3 and shares[0] < shares[1] < shares[2] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("count", [1, 8, 18, 64])
+def test_few_samples_are_enough_and_some_runs_are_held_out(count: int, tmp_path: Path) -> None:
+    sample = SAMPLES["residual"]()
+    network = loaded(sample, tmp_path)
+    result = network.export(tmp_path / "out", target_macs="0.7x", measure=None, calib=feeds(sample, count))
+    ridges = {one.ridge for one in result.repaired.steps} if result.repaired is not None else set()
+    assert (ridges == {0.1}) is (count == 1) or count == 8
+    assert result.verdict is not None and result.verdict.passed
+
+
+def test_samples_are_not_joined_along_time(tmp_path: Path) -> None:
+    """Both first axes are symbolic, and only one of them is a batch."""
+    joined = {}
+    for name, operator in (("time", "CumSum"), ("batch", "Relu")):
+        net = Net()
+        hidden = net.op("Relu", net.linear(net.input("x", ["n", 4]), "a", 4, 8))
+        hidden = net.op(operator, hidden, *([net.ints("axis", 0)] if operator == "CumSum" else []))
+        net.linear(hidden, "b", 8, 3, out="y")
+        sample = Sample(net.build({"y": ["n", 3]}), {"x": (3, 4)}, {"x": (5, 4)})
+        (tmp_path / name).mkdir()
+        network = loaded(sample, tmp_path / name)
+        data = read_samples([sample.feeds(seed=i) for i in range(40)], network.program)
+        joined[name] = data.batched(network.program).count
+    assert joined == {"time": 40, "batch": 20}
+
+
+def test_noise_differs_between_inputs(tmp_path: Path) -> None:
+    net = Net()
+    a, b = (net.input(name, ["batch", 3, 16, 16]) for name in ("left", "rght"))
+    net.head(net.op("Relu", net.conv(net.op("Sub", a, b), "c", 3, 6)), 6)
+    shapes = dict.fromkeys(("left", "rght"), (1, 3, 16, 16))
+    network = loaded(Sample(net.build({"y": ["batch", 5]}), shapes, shapes), tmp_path)
+    for one in read_samples("none", network.program, limit=3).feeds:
+        assert not np.allclose(one["left"], one["rght"])
+
+
+def test_the_search_does_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "file" / "cache"))
+    sample = SAMPLES["plain"]()
+    result = loaded(sample, tmp_path).export(tmp_path / "out", target_macs="0.7x", measure=None, calib=feeds(sample, 8))
+    assert result.to_json()["search"]["candidates"] == 3
+
+
+def test_scores_belong_to_the_weights_in_the_data_file(tmp_path: Path) -> None:
+    """Two networks whose files are equal byte by byte, with other weights beside them."""
+    sample = SAMPLES["plain"]()
+    kept = []
+    for seed in (0, 1):
+        model = onnx.ModelProto.FromString(sample.model.SerializeToString())
+        rng = np.random.default_rng(seed)
+        for one in model.graph.initializer:
+            if one.data_type == onnx.TensorProto.FLOAT:
+                array = onnx.numpy_helper.to_array(one) * rng.uniform(0.1, 2.0, tuple(one.dims))
+                one.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), one.name))
+        path = tmp_path / str(seed) / "m.onnx"
+        path.parent.mkdir()
+        onnx.save_model(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
+        network = graphprune.load(path, inputs=sample.feeds())
+        result = network.export(
+            path.parent / "out", target_macs="0.5x", measure=None, calib=feeds(sample, 8), criterion="activation",
+            repair="none",
+        )  # fmt: skip
+        kept.append((path.read_bytes(), {name: one.tolist() for name, one in result.plan.kept.items()}))
+    assert kept[0][0] == kept[1][0] and kept[0][1] != kept[1][1]

@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import graphprune
+from graphprune.backends.runner import OrtRunner
 from graphprune.errors import GraphpruneError, InputError, UsageError
 
 torch = pytest.importorskip("torch")
@@ -301,3 +303,26 @@ ready = Net()
         assert traced.examples["input"].shape == (5, 3)
         assert list(traced.parameter_names) == ["0.weight", "0.bias"]
         assert b"_graphprune_" not in serialized(traced)
+
+
+def test_attention_that_the_exporter_does_not_know_is_written_out() -> None:
+    """Queries of five axes: PyTorch's exporter takes four."""
+
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).reshape(1, 3, 5, 3, 4, 4).permute(3, 0, 1, 4, 2, 5)
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.out(y.transpose(2, 3).reshape(1, 3, 5, 16))
+
+    fused = nn.functional.scaled_dot_product_attention
+    module, x = Windows().eval(), torch.randn(1, 3, 5, 16)
+    network = graphprune.load(module, inputs=(x,))
+    assert nn.functional.scaled_dot_product_attention is fused
+    name = network.program.model.graph.inputs[0].name
+    (found,) = OrtRunner()(network.program.model, {name: x.numpy()}).values()
+    assert np.allclose(found, module(x).detach().numpy(), atol=1e-5)
+    assert any(one.exact for one in network.analyze().groups)

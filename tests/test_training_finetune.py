@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from models import residual
+from models import Net, residual
 
 import graphprune
 from graphprune.cli.main import main
@@ -23,7 +23,7 @@ from graphprune.errors import InputError, UsageError
 torch = pytest.importorskip("torch")
 
 from graphprune.training.groups import difference, outputs_of  # noqa: E402
-from graphprune.training.iterative import prune_and_tune  # noqa: E402
+from graphprune.training.iterative import prune_and_tune, shares  # noqa: E402
 from graphprune.training.rates import usual_sizes  # noqa: E402
 
 RUN = {"updates": 12, "batch": 2, "lr": 3e-3, "evaluate_every": 4, "seed": 1}
@@ -206,6 +206,17 @@ def test_the_verb_prunes_and_tunes_in_steps(files: Path, tmp_path: Path, capsys:
     assert main(words) == 2
 
 
+def test_a_cut_that_went_further_than_asked_does_not_stop_the_next(tmp_path: Path) -> None:
+    """One group of four units: what is cut first is below what the next steps ask for."""
+    net = Net()
+    net.linear(net.op("Relu", net.linear(net.input("x", ["batch", 12]), "a", 12, 4)), "b", 4, 30, out="y")
+    onnx.save(net.build({"y": ["batch", 30]}), tmp_path / "net.onnx")
+    data = [{"x": np.random.default_rng(i).standard_normal((1, 12)).astype(np.float32)} for i in range(4)]
+    options = graphprune.training.finetune.FinetuneOptions(updates=5)  # type: ignore[attr-defined]
+    result = prune_and_tune(tmp_path / "net.onnx", data, tmp_path / "out", target="0.5x", steps=5, options=options)
+    assert result.network.cost.macs({}) <= 84
+
+
 def test_steps_share_the_updates(files: Path, tmp_path: Path) -> None:
     options = graphprune.training.finetune.FinetuneOptions(updates=5)  # type: ignore[attr-defined]
     result = prune_and_tune(
@@ -222,3 +233,11 @@ def test_steps_share_the_updates(files: Path, tmp_path: Path) -> None:
 def test_options_that_make_no_sense(files: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         tune(files, **changes)
+
+
+@pytest.mark.parametrize(("updates", "steps"), [(300, 5), (7, 3), (10, 1), (1, 4)])
+def test_half_of_the_updates_come_after_the_last_cut(updates: int, steps: int) -> None:
+    found = shares(updates, steps)
+    assert len(found) == steps and sum(found) == updates and min(found) >= 0
+    assert found[-1] == (updates - updates // 2 if steps > 1 else updates)
+    assert max(found[:-1], default=0) - min(found[:-1], default=0) <= 1

@@ -183,3 +183,26 @@ def test_a_random_input_on_which_the_original_fails_is_replaced(size, samples, t
     (note,) = result.verdict.notes
     assert "the original itself does not run on" in note
     assert ("3 could not be replaced" in note) == (size == 40)
+
+
+def test_a_network_that_gives_nothing_but_nan_is_not_called_equal(tmp_path):
+    net = models.Net()
+    hidden = net.op("Relu", net.linear(net.op("Log", net.input("x", ["batch", 8])), "a", 8, 8))
+    net.linear(hidden, "b", 8, 3, out="y")
+    path = save(net.build({"y": ["batch", 3]}), tmp_path)
+    with pytest.raises(VerificationError, match="nothing could be compared"):
+        graphprune.load(path).export(tmp_path / "out", target_params="0.6x", measure=None)
+
+
+def test_outputs_whose_size_depends_on_the_contents(tmp_path):
+    net = models.Net()
+    hidden = net.op("Relu", net.linear(net.input("x", ["batch", 8]), "a", 8, 16))
+    last = net.op("Relu", net.linear(hidden, "b", 16, 12))
+    net.op("NonZero", last, out="y")
+    path = save(net.build({"y": [2, None]}, elem=TensorProto.INT64), tmp_path)
+    data = [{"x": np.random.default_rng(i).standard_normal((1, 8)).astype(np.float32)} for i in range(20)]
+    result = graphprune.load(path, input_shapes={"x": (4, 8)}).export(
+        tmp_path / "out", target_params="0.5x", measure=None, calib=data
+    )
+    assert result.verdict.passed and any("depends on the contents" in note for note in result.verdict.notes)
+    json.loads(result.manifest_path.read_text())

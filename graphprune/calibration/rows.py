@@ -99,7 +99,7 @@ class Reader:
             k: np.ones([1] * len(linear.binding.layout.operands[k] or ()), _INDEX)
             for k in (linear.given, linear.operand)
         }
-        if linear.bias is None or linear.vacant:
+        if linear.bias is None:
             return float(self._alone(ones).reshape(-1)[0]), 1.0
         bias = np.ones([1] * len(linear.axes(linear.bias)), _INDEX)
         alpha, both = (float(self._alone({**ones, linear.bias: one}).reshape(-1)[0]) for one in (0 * bias, bias))

@@ -44,6 +44,7 @@ class Stream:
         for value in inputs_of(model):
             if value.name:
                 self._held[value.name] = [np.asarray(one[value.name]) for one in samples]
+                self._bytes += sum(one.nbytes for one in self._held[value.name])
 
     def __enter__(self) -> Stream:
         return self

@@ -35,8 +35,7 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
         key, sign, value = text.partition("=")
         if not sign or not key or not value:
             raise UsageError(f"--criterion-option {text!r}: write KEY=VALUE, for example p=1 or normalize=max")
-        several = "," in value or key == "roles"
-        options[key] = int(value) if value.lstrip("-").isdigit() else tuple(value.split(",")) if several else value
+        options[key] = value
     return options
 
 

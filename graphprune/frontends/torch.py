@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphprune.errors import GraphpruneError, InputError, UsageError
+from graphprune.frontends.attention import written_out
 from graphprune.frontends.functions import inline_functions
 from graphprune.frontends.modules import first_line, is_reference, missing_torch, resolve
 
@@ -226,12 +227,21 @@ def _export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
     if args and isinstance(args[-1], dict) and not kwargs:
         args = (*args, {})  # the exporter takes a dict at the end for the named arguments
-    try:
-        program = torch.onnx.export(
+
+    def exported() -> Any:
+        return torch.onnx.export(
             module, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False, external_data=False
         )
+
+    try:
+        program = exported()
     except Exception as error:
-        raise _failure(module, args, kwargs, made, error) from error
+        failure = _failure(module, args, kwargs, made, error)
+        try:
+            with written_out():
+                program = exported()
+        except Exception:  # not the attention, then
+            raise failure from error
     assert program is not None
     return program
 

@@ -32,7 +32,7 @@ from graphprune.calibration.stream import Stream
 from graphprune.coupling.groups import Grouping, Keep
 from graphprune.errors import InputError, UsageError
 from graphprune.ir.clean import sweep
-from graphprune.ir.program import Array, Runner
+from graphprune.ir.program import Array, Runner, constant_tensor
 from graphprune.ir.sizes import Constants
 
 __all__ = ["METHODS", "Method", "Repair", "Repaired", "Step"]
@@ -146,8 +146,7 @@ class _Repairing:
             node = nodes.get(linear.name)
             if node is not None and self._takes_bias(linear, node):
                 size = linear.sizes(self.grouping, self.keep)
-                shape = [multiply(size(one) for one in letters) for letters in (linear.batch, linear.out)]
-                self._write(node, linear, np.zeros(shape), size, None)
+                self._write(node, linear, _still(linear, size), size, None, (1.0, 1.0))
         return self.model
 
     def repaired(self) -> Repaired:
@@ -208,9 +207,8 @@ class _Repairing:
             return None
         ridge, found = (None, start) if self.options.method == "bias" else self._fitted(start, fit, held, every)
         shift = every.mean_y - _times(found, every.mean)
-        alpha, beta = Reader(linear, node, after, self.run, self.model).gains()
-        scaled = shift * alpha / (beta if linear.bias is not None else 1.0)
-        self._write(node, linear, scaled, after, None if found is start else found)
+        gains = Reader(linear, node, after, self.run, self.model).gains()
+        self._write(node, linear, shift, after, None if found is start else found, gains)
         cut.refresh()
         return Step(
             linear.name, int(columns.size), raw / power if power else 0.0,
@@ -225,7 +223,8 @@ class _Repairing:
             return False
         if not linear.masks(self.grouping, linear.columns, self.keep).all():
             return True
-        return self._following(node, None) is not None
+        size = linear.sizes(self.grouping, self.keep)
+        return self._following(node, linear.added(_still(linear, size), size).shape) is not None
 
     def _moments(
         self, linear: Linear, whole: Stream, cut: Stream, node: ir.Node, target: Floats, batch: Array
@@ -252,6 +251,8 @@ class _Repairing:
             left = new.rows(cut_x, chosen)
             full = old.rows(x, chosen, kept)[:, batch]
             right = np.ascontiguousarray((full.transpose(1, 0, 2) @ weights).transpose(1, 0, 2))
+            if not len(left):
+                continue
             if not (np.isfinite(left).all() and np.isfinite(right).all()):
                 raise InputError(f"the samples make '{linear.value}' infinite or NaN; they cannot be calibrated on")
             if fit is None:
@@ -278,27 +279,30 @@ class _Repairing:
                 least, chosen = error, ridge
         return chosen, start if chosen is None else _solved(start, every, chosen)
 
-    def _write(self, node: ir.Node, linear: Linear, shift: Floats, size: Sizes, changed: Floats | None) -> None:
-        """A new constant, if any, and ``shift`` on top of what is added to the results."""
+    def _write(
+        self, node: ir.Node, linear: Linear, shift: Floats, size: Sizes, changed: Floats | None,
+        gains: tuple[float, float],
+    ) -> None:  # fmt: skip
+        """A new constant, if any, and ``shift`` on top of the map; ``gains`` of the map and of its bias in the node."""
+        alpha, beta = gains
         if changed is not None:
             array = linear.array(changed, size)
             self._put(node, linear.operand, array, linear.weight)
-        held = None
-        if linear.bias is not None:
+        if linear.bias is not None and beta:
+            own = linear.bias_array(shift * alpha / beta, size)
             held = node.inputs[linear.bias] if linear.bias < len(node.inputs) else None
             if held is None:
                 dtype = _dtype(node.inputs[linear.operand])
-                value = self.constants.add(
-                    ir.tensor(linear.bias_array(shift, size).astype(dtype.numpy()), dtype=dtype), f"{linear.name}/bias"
-                )
+                value = self.constants.add(ir.tensor(own.astype(dtype.numpy()), dtype=dtype), f"{linear.name}/bias")
                 if linear.bias >= len(node.inputs):
                     node.resize_inputs(linear.bias + 1)
                 node.replace_input_with(linear.bias, value)
                 return
-            if held.is_initializer() and held.const_value is not None:
-                self._put(node, linear.bias, held.const_value.numpy() + linear.bias_array(shift, size), held.name or "")
+            tensor = constant_tensor(held)
+            if tensor is not None:
+                self._put(node, linear.bias, tensor.numpy() + own, held.name or "")
                 return
-        self._add(node, linear.added(shift, size), linear.name)
+        self._add(node, linear.added(shift * alpha, size), linear.name)
 
     def _put(self, node: ir.Node, k: int, array: Array, name: str) -> None:
         """A new constant in the place of an operand, under the old one's name where nothing else reads it."""
@@ -316,13 +320,14 @@ class _Repairing:
         """Add to a node's result: in the constant that is added to it already, or with a node more."""
         made = node.outputs[0]
         uses = list(made.uses())
-        following = self._following(node, shift)
+        following = self._following(node, shift.shape)
         if following is not None:
             user, k = following
             old = user.inputs[k]
-            assert old is not None and old.const_value is not None
-            held = old.const_value.numpy()
-            self._put(user, k, held + shift.reshape(held.shape), old.name or name)
+            held = None if old is None else constant_tensor(old)
+            assert old is not None and held is not None
+            array = held.numpy()
+            self._put(user, k, array + shift.reshape(array.shape), old.name or name)
             return
         dtype = made.dtype or ir.DataType.FLOAT
         value = self.constants.add(ir.tensor(shift.astype(dtype.numpy()), dtype=dtype), f"{name}/bias")
@@ -338,23 +343,21 @@ class _Repairing:
             made.name, node_more.outputs[0].name = label, made.name
         self.added += 1
 
-    def _following(self, node: ir.Node, shift: Floats | None) -> tuple[ir.Node, int] | None:
-        """The constant that is added to a node's result and to nothing else, of the shape of ``shift`` (None: any)."""
+    def _following(self, node: ir.Node, wanted: tuple[int, ...]) -> tuple[ir.Node, int] | None:
+        """The constant that is added to a node's result and to nothing else, if it has a shape like ``wanted``."""
         made = node.outputs[0]
         uses = list(made.uses())
         if len(uses) != 1 or made.is_graph_output() or uses[0].node.op_type != "Add":
             return None
         user, at = uses[0]
         other = user.inputs[1 - at]
-        if other is None or not other.is_initializer() or other.const_value is None:
+        held = None if other is None else constant_tensor(other)
+        if held is None:
             return None
-        shape = tuple(other.const_value.shape.numpy())
-        lone = sum(n > 1 for n in shape) <= 1
-        if shift is None:
-            return (user, 1 - at) if lone else None
-        fits = lone and multiply(shape) == shift.size and max(shape, default=1) == max(shift.shape, default=1)
-        trailing = shape[-1:] == shift.shape[-1:]
-        return (user, 1 - at) if fits and (trailing or len(shape) == len(shift.shape)) else None
+        shape = tuple(held.shape.numpy())
+        rank = max(len(shape), len(wanted))
+        aligned = [(1,) * (rank - len(one)) + tuple(one) for one in (shape, wanted)]
+        return (user, 1 - at) if aligned[0] == aligned[1] else None
 
 
 class _Left(Exception):
@@ -391,3 +394,8 @@ def _solved(start: Floats, moments: Moments, ridge: float) -> Floats:
         return np.asarray(start + np.linalg.solve(lifted, right).transpose(0, 2, 1))
     factor = cho_factor(lifted[0], lower=True, overwrite_a=True, check_finite=False)
     return np.asarray(start + cho_solve(factor, right[0], check_finite=False).T)
+
+
+def _still(linear: Linear, size: Sizes) -> Floats:
+    """No shift at all, ``(B, out)``."""
+    return np.zeros([multiply(size(one) for one in letters) for letters in (linear.batch, linear.out)])

@@ -111,6 +111,8 @@ class Verify:
         lost = 0.0
         passed = True
         compared = [0] * len(ways)
+        numbers: set[str] = set()  # outputs and inner values of which there was something to compare
+        others: set[str] = set()
         for i, (want, have, full) in enumerate(zip(expected, found, dense, strict=True)):
             if isinstance(want, InputError) or isinstance(full, InputError):
                 continue  # a branch that this input is not made for
@@ -120,14 +122,29 @@ class Verify:
             for name, value in want.items():
                 if name in looked and (name not in have or have[name].shape != value.shape):
                     continue  # an inner value that was cut
+                if not np.issubdtype(value.dtype, np.inexact) or np.isfinite(value).any():
+                    numbers.add(name)
                 absolute, relative, fits = self._compare(value, have[name], rtol)
                 passed &= fits
                 if (relative, absolute) >= worst[:2]:
                     worst = (relative, absolute, name)
-                lost = max(lost, self._compare(full[name], have[name], rtol)[1])
+                if full[name].shape == have[name].shape:
+                    lost = max(lost, self._compare(full[name], have[name], rtol)[1])
+                else:
+                    others.add(name)
         silent = [want for want in expected[: len(feeds)] if isinstance(want, InputError)]
         if silent and not compared[0]:
             raise silent[0]
+        if not numbers:
+            raise VerificationError(
+                "nothing could be compared: on every input that was tried all outputs of the original are empty, NaN "
+                "or infinite; give inputs that it is made for"
+            )
+        if others:
+            notes.append(
+                f"what was lost is not known of {', '.join(map(repr, sorted(others)))}: how many entries there are "
+                "depends on the contents"
+            )
         if silent:
             notes.append(f"{len(silent)} inputs were left out, the masked original does not run on them ({silent[0]})")
         if not all(compared):
@@ -188,7 +205,7 @@ class Verify:
         gap = np.where(both, 0.0, np.abs(a - b))
         finite = np.abs(a[np.isfinite(a)])
         scale = float(finite.max()) if finite.size else 0.0
-        absolute = float(np.nan_to_num(gap, nan=np.inf).max())
+        absolute = float(np.nan_to_num(gap, nan=np.inf, posinf=np.inf).max())
         small = self.atol / rtol if rtol else 0.0
         relative = absolute / (scale + small) if absolute else 0.0
         return absolute, relative, absolute <= self.atol + rtol * scale

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from graphprune.errors import NothingPrunableError, UsageError
 from graphprune.passes.allocate import Target, allocator
+from graphprune.passes.allocate.steps import indispensable
 from graphprune.passes.score.base import Scores
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class Budget:
             start = groups.offsets[one.id]
             floor = min(one.size, max(1, math.ceil(self.floor * one.size)))
             order = np.argsort(scores[start : start + one.size], kind="stable")
-            open_units[start + order[: one.size - floor]] = True
+            last = indispensable(one, order)
+            free = order[~np.isin(order, last)]
+            open_units[start + free[: one.size - max(floor, len(last))]] = True
         number = round((1.0 - share) * groups.count)
         order = np.flatnonzero(open_units)[np.argsort(scores[open_units], kind="stable")]
         chosen = np.zeros(groups.count, dtype=np.bool_)

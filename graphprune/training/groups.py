@@ -36,7 +36,7 @@ from graphprune.passes.selection import Selection
 from graphprune.passes.shrink import Shrink
 from graphprune.pipeline import Network, load
 
-__all__ = ["ModuleGroups", "Slices", "call", "difference", "module_groups", "network_of", "outputs_of", "parameter_of"]
+__all__ = ["ModuleGroups", "Slices", "call", "difference", "module_groups", "network_of", "outputs_of"]
 
 _log = logging.getLogger(__name__)
 _MADE = ("producer", "rider")
@@ -330,11 +330,6 @@ def _equal(groups: ModuleGroups, some: Sequence[Group]) -> bool:
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
     """Every parameter under every name it has."""
     return dict(module.named_parameters(remove_duplicate=False))
-
-
-def parameter_of(network: Program, module: nn.Module) -> dict[str, str]:
-    """Name in the module of every initialiser that it holds, buffers included."""
-    return _parameter_names(network, module)
 
 
 def _parameter_names(program: Program, module: nn.Module) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from dataclasses import replace
@@ -16,7 +17,7 @@ from graphprune.pipeline import load
 from graphprune.training.finetune import FinetuneResult, _network, finetune
 from graphprune.training.options import FinetuneOptions
 
-__all__ = ["prune_and_tune"]
+__all__ = ["prune_and_tune", "shares"]
 
 
 def prune_and_tune(
@@ -37,7 +38,7 @@ def prune_and_tune(
         data: samples, to rank, repair and train on.
         out: folder for the last ``model.onnx`` and ``finetune.json``.
         target, quantity: ``"0.5x"`` or a number, on ``macs`` or ``params``; every step cuts by the same factor.
-        steps: cuts; ``options.updates`` are shared out among them.
+        steps: cuts; ``options.updates`` are shared out among them, see :func:`shares`.
         export: further options of :meth:`graphprune.Network.export`.
 
     Raises:
@@ -52,16 +53,24 @@ def prune_and_tune(
     current, folder = whole, output_folder(out)
     result: FinetuneResult | None = None
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for step in range(1, steps + 1):
+        for step, updates in enumerate(shares(tuning.updates, steps), 1):
             at = Path(scratch) / str(step)
             asked = limit if step == steps else round(amount * (limit / amount) ** (step / steps))
+            now = current.cost.macs({}) if quantity == "macs" else current.cost.params({})
+            asked = min(asked, now)  # an earlier cut may have gone further than was asked
             changes: dict[str, Any] = {f"target_{quantity}": str(asked), "calib": data, "measure": None, **export}
             cut = current.export(at, None, calib_images=tuning.images, calib_samples=tuning.limit, **changes)
-            share = tuning.updates * step // steps - tuning.updates * (step - 1) // steps
-            part = replace(tuning, updates=max(1, share), checkpoint_every=0)
+            part = replace(tuning, updates=max(1, updates), checkpoint_every=0)
             last = step == steps
             pruned = load(cut.model)
             result = finetune(pruned, whole, data, folder if last else at / "tuned", part)
             current = load((folder if last else at / "tuned") / "model.onnx")
     assert result is not None
     return result
+
+
+def shares(updates: int, steps: int) -> list[int]:
+    """Updates after each of several cuts: half of them after the last one, whose network is the one that is kept."""
+    early = updates // 2 if steps > 1 else 0
+    ends = [early * step // max(steps - 1, 1) for step in range(steps)]
+    return [end - start for start, end in itertools.pairwise([*ends, updates])]

@@ -98,10 +98,6 @@ class View:
         """An axis attribute, counted from the front."""
         return int(self.attr(name, default)) % max(self.rank(0) if rank is None else rank, 1)
 
-    def refuse(self, reason: str) -> Refuse:
-        """The refusal to raise."""
-        return Refuse(reason)
-
     # --- Operands ---------------------------------------------------------------------------------------------------
 
     def x(self, k: int = 0) -> fx.Node:

@@ -112,7 +112,7 @@ class WidthProblem:
             if any(total > one.limit for one, total in zip(self.resources, totals, strict=True)):
                 continue
             tried = self._fill(found, "integer programme")
-            gained = tried.value / best.value - 1
+            gained = (tried.value - best.value) / max(abs(best.value), 1e-30)
             best = max(best, tried, key=lambda one: one.value)
             if gained < _GAP / 10:
                 break
@@ -342,7 +342,8 @@ def _thinned(widths: NDArray[_Kind], most: int) -> NDArray[_Kind]:
 @contextmanager
 def _silenced() -> Iterator[None]:
     """HiGHS prints a line of its own to the standard output now and then, which belongs to the user's JSON."""
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     try:
         held = os.dup(1)
     except OSError:  # there is no standard output

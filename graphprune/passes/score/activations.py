@@ -142,7 +142,7 @@ class Observed:
     def score(self, group: Group, tensors: Tensors, *, scales: frozenset[str] = frozenset()) -> Floats:
         """Importance of each unit, shape ``(group.size,)``."""
         found = self.criterion.units(group, self.observations)
-        return Magnitude().score(group, tensors) if found is None else found
+        return Magnitude(normalize=self.criterion.normalize).score(group, tensors) if found is None else found
 
     def remark(self, group: Group, *, scales: frozenset[str] = frozenset()) -> str | None:
         """One sentence where magnitude was used instead."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class ScoreCache:
                 values = {one.id: held[one.id] for one in groups}
                 notes = tuple(str(note) for note in held["notes"])
                 adds_up = bool(held["adds_up"])
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         fits = all(values[one.id].shape == (one.size,) and np.isfinite(values[one.id]).all() for one in groups)
         return Scores(values, notes, adds_up) if fits else None

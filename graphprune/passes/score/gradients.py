@@ -236,7 +236,8 @@ class Graded:
         if found is not None:
             return normalize(found, self.criterion.normalize)
         rest = Magnitude().score(group, tensors)
-        typical = [float(np.abs(one).mean()) for one in self._all().values()]
+        several = [normalize(one, self.criterion.normalize) for one in self._all().values()]
+        typical = [float(np.abs(one).mean()) for one in several]
         return rest / max(float(rest.mean()), 1e-30) * (float(np.median(typical)) if typical else 1.0)
 
     def remark(self, group: Group, *, scales: frozenset[str] = frozenset()) -> str | None:

@@ -25,12 +25,29 @@ def create(table: Mapping[str, Callable[..., T]], what: str, name: str, options:
     if name not in table:
         raise UsageError(f"There is no {what} '{name}'; {nearest(name, sorted(table))}")
     make = table[name]
-    if dataclasses.is_dataclass(make):
-        fields = [each.name for each in dataclasses.fields(make)]
-        for option in options:
-            if option not in fields:
-                raise UsageError(f"The {what} '{name}' has no option '{option}'; {nearest(option, fields)}")
-    return make(**options)
+    if not dataclasses.is_dataclass(make):
+        return make(**options)
+    build: Callable[..., T] = table[name]
+    defaults = {each.name: each.default for each in dataclasses.fields(make)}
+    for option in options:
+        if option not in defaults:
+            raise UsageError(f"The {what} '{name}' has no option '{option}'; {nearest(option, list(defaults))}")
+    return build(**{key: _typed(f"{what} '{name}'", key, one, defaults[key]) for key, one in options.items()})
+
+
+def _typed(owner: str, option: str, value: Any, default: Any) -> Any:
+    """What was written as text, in the type of the option's default."""
+    if not isinstance(value, str) or isinstance(default, str) or default is dataclasses.MISSING:
+        return value
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+        if isinstance(default, tuple):
+            return tuple(value.split(","))
+        return type(default)(value) if isinstance(default, (int, float)) else value
+    except (KeyError, ValueError):
+        wanted = "true or false" if isinstance(default, bool) else f"a number, such as {default}"
+        raise UsageError(f"The {owner}: {option}={value!r}: write {wanted}.") from None
 
 
 def one_of(owner: str, option: str, value: object, allowed: tuple[object, ...]) -> None:
