@@ -26,7 +26,7 @@ from graphprune.passes.allocate.target import Quantity
 from graphprune.passes.files import keep_of, read_plan, replay
 from graphprune.passes.plan import Plan
 from graphprune.passes.repair import METHODS, Repair
-from graphprune.passes.score import Criterion, ScoreCache, Scores, criterion, score_groups
+from graphprune.passes.score import Calibrated, ScoreCache, Scores, criterion, score_groups
 from graphprune.passes.selection import Selection
 from graphprune.passes.shrink import Shrink
 from graphprune.pipeline import no_groups, timed
@@ -130,6 +130,8 @@ class Chooser:
             with timed(self.seconds, "max drop"):
                 self._bound(chosen, scores, method)
             options = self.options
+        if self.drop is not None:
+            scores = replace(scores, notes=(*scores.notes, *self._bound_notes()))
         if options.target_latency is None:
             with timed(self.seconds, "allocate"):
                 allocation = method.allocate(chosen, scores, network.cost, self.targets)
@@ -196,6 +198,23 @@ class Chooser:
         self.drop = fastest_within(parse_drop(self.options.max_drop), value)
         self._aim(self.drop.share)
 
+    def _bound_notes(self) -> list[str]:
+        """What the bound found, and what is to be known of its figure."""
+        assert self.drop is not None
+        drop, what = self.drop, "MACs" if self.options.measure is None else "time"
+        found = next((value for share, value, _ in reversed(drop.rounds) if share <= drop.share + 1e-3), drop.value)
+        notes = [
+            f"--max-drop {drop.bound:.4g}: at {drop.share:.4g}x of the {what} a candidate kept {found:.4g} of "
+            f"{drop.value:.4g} (at least {drop.least:.4g} were asked for)"
+        ]
+        if self.metric is None and not self.held.count:
+            notes.append("the bound was judged on the samples that were fitted to: of 16 or more some are held out")
+        if all(within for *_, within in drop.rounds):
+            notes.append(
+                "nothing that was tried lost too much, and nothing smaller was tried: does the figure mind the cut?"
+            )
+        return notes
+
     def _aim(self, share: float) -> None:
         """Make a share of the time, or of the MACs where nothing is measured, the target."""
         text = f"{share:.4g}x"
@@ -233,7 +252,7 @@ class Chooser:
         ranking = criterion(options.criterion, **{**extra, **options.criterion_options})
         with timed(self.seconds, "score"):
             kept = None
-            if not isinstance(ranking, Criterion):
+            if isinstance(ranking, Calibrated):
                 if not getattr(ranking, "loss", ""):  # what a loss of the user's own computes may change unseen
                     kept = ScoreCache(self.sha256, self.samples.digest(), repr(ranking), options.seed)
                     self.scores = kept.read(chosen)

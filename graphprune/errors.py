@@ -1,6 +1,6 @@
 """One hierarchy of errors. Every message names the node, tensor, axis and sizes it is about, and says what to do.
 
-The command line turns each class into its exit code (see ``docs/cli.md``): 0 done, 1 internal error, 2 usage or
+The command line turns each class into its exit code (the README lists them): 0 done, 1 internal error, 2 usage or
 unreadable input, 3 target cannot be met, 4 verification failed, 5 too noisy to say, 6 nothing prunable,
 130 interrupted.
 """

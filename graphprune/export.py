@@ -221,7 +221,8 @@ class _Export:
                 )
         plan, keep = choice.plan, keep_of(choice.plan, network.grouping)
         document = plan_document(plan, network.grouping, source["sha256"])
-        (staging / "plan.json").write_bytes(write_plan(document))
+        written_plan = write_plan(document)
+        (staging / "plan.json").write_bytes(written_plan)
         written, verdict, comparison, notes = made.written, made.verdict, made.comparison, list(made.notes)
         corners = self._corners(source["path"], staging) if options.quantize is not None else []
         quantized = [INT8] if corners else []
@@ -233,6 +234,7 @@ class _Export:
             network=network,
             options=chooser.options,
             plan=document,
+            plan_sha256=hashlib.sha256(written_plan).hexdigest(),
             source=source["files"],
             artefact=sha256_of(staging / "model.onnx", [*(p.name for p in written[:-1]), *quantized]),
             original=original,

@@ -156,6 +156,8 @@ def gate(
     if source is None and (not original.is_file() or original == artefact):
         raise InputError(f"the original, '{original.name}', does not lie beside '{manifest}'; say where with --source")
     _same_files(original, document["source"]["sha256"], "the original")
+    if "plan" in document:  # older manifests do not know
+        _same_files(folder / "plan.json", document["plan"]["sha256"], "the plan")
     plan = read_plan(folder / "plan.json")
     if plan["source_sha256"] != next(iter(document["source"]["sha256"].values())):
         raise VerificationError(f"'{folder / 'plan.json'}' was made for another original than '{original}'")

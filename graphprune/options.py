@@ -10,7 +10,7 @@ from typing import Any
 from graphprune.accuracy import parse_drop
 from graphprune.backends.base import BackendOptions, get_backend
 from graphprune.errors import UsageError
-from graphprune.frontends.samples import Preprocessing
+from graphprune.frontends.samples import NOISE, Preprocessing
 from graphprune.ir.files import byte_count
 from graphprune.latency.figures import Statistic
 from graphprune.latency.measure import MeasureOptions
@@ -123,6 +123,14 @@ def check_options(options: ExportOptions) -> list[Target]:
     Raises:
         UsageError: no target and no plan, or both; a target or an option that makes no sense.
     """
+    for name in ("target_latency", "target_params", "target_macs", "max_drop", "search_budget"):
+        value: Any = getattr(options, name)
+        if value is not None and not isinstance(value, str):
+            raise UsageError(f"{name}={value!r} is a {type(value).__name__}; write it as text, such as '0.7x'")
+    if options.verify_dtype not in ("float32", "float64"):
+        raise UsageError(f"verify_dtype={options.verify_dtype!r}: float32 or float64")
+    if options.samples < 0:
+        raise UsageError(f"--samples {options.samples}: how many random inputs are compared, at least 0")
     asked: tuple[tuple[str | None, Quantity], ...] = (
         (options.target_params, "params"),
         (options.target_macs, "macs"),
@@ -204,6 +212,8 @@ def _check_calibration(options: ExportOptions) -> None:
                 raise UsageError(f"{name} looks at calibration data; add --calib")
         if options.max_drop is not None and options.metric is None:
             raise UsageError("--max-drop needs something to measure: your own --eval, or --calib for the agreement")
+    if options.max_drop is not None and options.metric is None and options.calib == NOISE:
+        raise UsageError("--max-drop: agreement on noise says nothing; give samples (--calib), or your own --eval")
     if options.max_drop is not None:
         parse_drop(options.max_drop)
     if options.search_budget not in (None, "0"):

@@ -19,7 +19,7 @@ from graphprune.backends.runner import OrtRunner
 from graphprune.coupling.explain import AxisReport, explain
 from graphprune.coupling.graph import Uncut, group_graph, uncut
 from graphprune.coupling.groups import Group, Grouping, group
-from graphprune.coupling.registry import rule_for
+from graphprune.coupling.registry import keeps
 from graphprune.coupling.solve import couple
 from graphprune.errors import InputError, RunTimeoutError, UsageError
 from graphprune.frontends.graphsurgeon import is_graph, read_graphsurgeon
@@ -209,7 +209,7 @@ def load(
     with timed(seconds, "observe"):
         runner = OrtRunner()
         try:
-            program = observe(model, runner, keep=_kept, given=given, input_shapes=input_shapes, seed=seed)
+            program = observe(model, runner, keep=keeps, given=given, input_shapes=input_shapes, seed=seed)
         except (InputError, RunTimeoutError) as error:  # the runtime was handed a message; the user knows a file
             raise InputError(IN_MEMORY.sub(f"'{path or name}'", str(error))) from error
         runner.forget()  # its session maps the whole network; what is evaluated later has sessions of its own
@@ -272,11 +272,6 @@ def verify_program(
         return replace(verdict, notes=(*verdict.notes, said))
     said = f"float32 differed by {verdict.max_rel:.1e} relative, decided in float64"
     return replace(second, float32_rel=verdict.max_rel, notes=(*second.notes, said))
-
-
-def _kept(node: ir.Node) -> bool:
-    one = rule_for(node)
-    return one is not None and one.keep
 
 
 def _is_module(source: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -37,6 +38,13 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 
 def rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def rewrite_plan(folder: Path, content: str) -> None:
+    """Another plan, and a manifest that knows it."""
+    (folder / "plan.json").write_text(content)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    rewrite(folder / "manifest.json", plan={"sha256": {"plan.json": digest}})
 
 
 def compared(ratio: float, low: float, high: float) -> Comparison:
@@ -134,6 +142,10 @@ def test_another_plan(folder, run_cli):
     rewrite(folder / "plan.json", source_sha256="0" * 64)
     result = run_cli("gate", folder / "manifest.json")
     assert result.code == 4
+    assert "plan.json' is not the plan that the manifest was written for: their SHA-256 differ" in result.err
+    rewrite_plan(folder, (folder / "plan.json").read_text())
+    result = run_cli("gate", folder / "manifest.json")
+    assert result.code == 4
     assert "was made for another original" in result.err
 
 
@@ -143,7 +155,7 @@ def test_an_artefact_that_is_not_its_masked_original(folder, takes, run_cli):
     for member in plan["groups"][0]["members"]:
         gone = set(member["removed"])
         member["removed"] = sorted({(i + 1) % member["size"] for i in gone})
-    (folder / "plan.json").write_text(json.dumps(plan))
+    rewrite_plan(folder, json.dumps(plan))
     calls = takes(0.1, 0.1, 0.1)
     result = run_cli("gate", folder / "manifest.json", "--max-latency", "1x")
     assert (result.code, calls) == (4, [])

@@ -388,3 +388,18 @@ def test_a_repair_that_makes_it_worse_is_left_out(tmp_path: Path, monkeypatch: p
     wanted = run_all(network.program.model, [sample.feeds()])
     found = OrtRunner()(graphprune.load(result.model).program.model, sample.feeds())["y"]
     assert np.isfinite(found).all() and found.shape == wanted.reshape(1, -1).shape
+
+
+def test_rows_that_hardly_differ_are_fitted_all_the_same(tmp_path: Path) -> None:
+    """Samples of one colour each, as large as bytes: the covariance is far smaller than its rounding."""
+    net = Net()
+    y = net.op("Relu", net.conv(image(net), "a", 3, 12, bias=True))
+    net.head(net.op("Relu", net.conv(y, "b", 12, 8, bias=True)), 8)
+    sample = picture(net)
+    network = loaded(sample, tmp_path)
+    keep = keep_first(network, group_made_by(network, "a.weight"), 6)
+    shape = sample.feeds()["x"].shape
+    feeds = [{"x": np.full(shape, 255.0 - 1e-4 * i, np.float32)} for i in range(12)]
+    cut = Shrink(keep)(network.grouping)
+    repaired = Repair()(network.grouping, keep, cut, feeds, OrtRunner())
+    assert np.isfinite(run_all(repaired.model, feeds)).all()

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -296,7 +297,7 @@ def test_weights_of_another_model() -> None:
             {"roles": ("contracted",)},
             "lamp: roles=('contracted',) must be one or more of 'producer', 'consumer'",
         ),
-        ("magnitude", {"roles": "producer"}, "magnitude: roles='producer' must be one or more of"),
+        ("magnitude", {"roles": "nobody"}, "magnitude: roles=('nobody',) must be one or more of"),
         ("random", {"seed": -1}, "random: seed=-1 must be a whole number of 0 or more."),
     ],
 )
@@ -327,3 +328,33 @@ def test_options_that_come_as_text_are_read_by_their_defaults() -> None:
     for options, said in (({"damp": "much"}, "a number, such as 0.01"), ({"centred": "maybe"}, "true or false")):
         with pytest.raises(UsageError, match=said):
             score.criterion("obs", **options)
+
+
+def test_a_plug_in_needs_a_name_and_scores_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @dataclass(frozen=True)
+    class Last:
+        """The last units stay."""
+
+        name: ClassVar[str] = "last"
+
+        def score(self, group: Group, tensors: Any, *, scales: Any = frozenset()) -> NDArray[np.float64]:
+            return np.arange(group.size, dtype=np.float64)
+
+    class Entry:
+        def __init__(self, name: str, made: Any) -> None:
+            self.name, self.value, self.made = name, f"somewhere:{name}", made
+
+        def load(self) -> Any:
+            if self.made is None:
+                raise ImportError("no module named somewhere")
+            return self.made
+
+    entries = [Entry("last", Last), Entry("broken", None)]
+    monkeypatch.setattr(score, "entry_points", lambda group: entries)
+    assert {"last", "magnitude"} <= set(score.known()) and "broken" not in score.known()
+    assert "the criterion 'broken' (somewhere:broken) cannot be loaded" in caplog.text
+    found = score.score_groups(score.criterion("last"), [CASTS], tensors)  # type: ignore[arg-type]
+    assert found.notes == () and found.values["casts"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert not isinstance(score.criterion("last"), score.Calibrated)

@@ -22,8 +22,10 @@ from graphprune.errors import InputError, UsageError
 
 torch = pytest.importorskip("torch")
 
+from graphprune.training.finetune import _Training  # noqa: E402
 from graphprune.training.groups import difference, outputs_of  # noqa: E402
 from graphprune.training.iterative import prune_and_tune, shares  # noqa: E402
+from graphprune.training.parallel import World  # noqa: E402
 from graphprune.training.rates import usual_sizes  # noqa: E402
 
 RUN = {"updates": 12, "batch": 2, "lr": 3e-3, "evaluate_every": 4, "seed": 1}
@@ -241,3 +243,49 @@ def test_half_of_the_updates_come_after_the_last_cut(updates: int, steps: int) -
     assert len(found) == steps and sum(found) == updates and min(found) >= 0
     assert found[-1] == (updates - updates // 2 if steps > 1 else updates)
     assert max(found[:-1], default=0) - min(found[:-1], default=0) <= 1
+
+
+def test_no_network_that_was_given_is_overwritten(files: Path, tmp_path: Path) -> None:
+    for name in ("original.onnx", "pruned/model.onnx"):
+        (tmp_path / Path(name).parent).mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((files / name).read_bytes())
+    (tmp_path / "model.onnx").write_bytes((files / "original.onnx").read_bytes())
+    data = files / "data.npz"
+    for out, said in ((tmp_path, "would overwrite a network"), (tmp_path / "pruned", "would overwrite")):
+        with pytest.raises(UsageError, match=said):
+            graphprune.finetune(tmp_path / "pruned/model.onnx", tmp_path / "model.onnx", data, out, updates=1)
+    with pytest.raises(UsageError, match="holds an export and its manifest"):
+        graphprune.finetune(tmp_path / "pruned/model.onnx", tmp_path / "model.onnx", data, files / "pruned", updates=1)
+    assert (tmp_path / "model.onnx").read_bytes() == (files / "original.onnx").read_bytes()
+
+
+def test_a_checkpoint_belongs_to_one_network_and_one_original(files: Path, tmp_path: Path) -> None:
+    """The same shapes with other weights are another network."""
+    keys = []
+    for seed in (0, 1):
+        other = onnx.load(files / "original.onnx")
+        for one in other.graph.initializer:
+            if one.data_type == onnx.TensorProto.FLOAT:
+                array = onnx.numpy_helper.to_array(one) * np.float32(1 + 0.1 * seed)
+                one.CopyFrom(onnx.numpy_helper.from_array(array, one.name))
+        onnx.save(other, tmp_path / f"{seed}.onnx")
+        network, original = (graphprune.load(path) for path in (files / "pruned/model.onnx", tmp_path / f"{seed}.onnx"))
+        options = graphprune.training.finetune.FinetuneOptions(updates=1)  # type: ignore[attr-defined]
+        made = _Training(network, original, files / "data.npz", None, options, World())
+        keys.append(made.key)
+    assert keys[0] != keys[1]
+
+
+def test_devices_and_processes_that_do_not_serve(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"--device abacus: PyTorch .* has no such device here"):
+        tune(files, device="abacus")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="in turn run in one process"):
+        prune_and_tune(files / "original.onnx", files / "data.npz", tmp_path, target="0.7x")
+
+
+def test_samples_that_hold_nan_are_blamed(files: Path, tmp_path: Path) -> None:
+    data = np.full((20, 3, 8, 8), np.nan, np.float32)
+    np.savez(tmp_path / "nan.npz", x=data)
+    with pytest.raises(InputError, match="the samples hold NaN"):
+        graphprune.finetune(files / "pruned/model.onnx", files / "original.onnx", tmp_path / "nan.npz", updates=1)

@@ -65,6 +65,8 @@ def command(
     if len(chosen) > 1:
         raise UsageError(f"a table is of one backend, not of {' and '.join(chosen)}; make one for each")
     (name, runtime), *_ = chosen.items()
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"cannot write '{out}': there is no folder '{out.parent}'")
     known = read_table(out) if out.exists() else None
     options = ProfileOptions(name, runtime, seconds=duration, seed=seed)
     network = load(model, input_shapes=input_shapes, seed=seed)

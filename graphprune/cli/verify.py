@@ -50,4 +50,15 @@ def command(
     else:
         verdict_report(verdict, console())
     if not verdict.passed:
-        raise VerificationError(f"'{pruned}' is not '{original}' with the plan's units removed")
+        more = ""
+        if _repaired(pruned.parent / "manifest.json"):
+            more = ": its manifest says that it was repaired; `graphprune gate` makes the cut again and proves that"
+        raise VerificationError(f"'{pruned}' is not '{original}' with the plan's units removed{more}")
+
+
+def _repaired(manifest: Path) -> bool:
+    """Whether the manifest beside a network says that it was repaired."""
+    try:
+        return json.loads(manifest.read_bytes()).get("repair") is not None
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from graphprune.errors import GraphpruneError
 from graphprune.ir.program import Array, Program, attribute
 
-__all__ = ["NodeView", "Refuse", "Rule", "all_rules", "barrier", "declare", "rule", "rule_for"]
+__all__ = ["NodeView", "Refuse", "Rule", "all_rules", "barrier", "declare", "keeps", "rule", "rule_for"]
 
 
 class Refuse(GraphpruneError):
@@ -175,6 +175,12 @@ def rule_for(node: ir.Node) -> Rule | None:
     _load()
     domain = "" if node.domain == "ai.onnx" else node.domain
     return _RULES.get((domain, node.op_type))
+
+
+def keeps(node: ir.Node) -> bool:
+    """Whether a node counts as computed though all of its inputs are fixed."""
+    rule = rule_for(node)
+    return rule is not None and rule.keep
 
 
 def all_rules() -> dict[tuple[str, str], Rule]:

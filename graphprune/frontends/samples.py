@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ from graphprune.ir.program import Array, Program, inputs_of
 
 __all__ = ["NOISE", "Preprocessing", "Samples", "read_samples"]
 
+_log = logging.getLogger(__name__)
 Feeds = Mapping[str, Array]
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 NOISE = "none"  # instead of data
@@ -238,8 +240,10 @@ def _noise(program: Program, count: int) -> Iterator[Feeds]:
 
 def _yielded(text: str) -> Iterable[Any]:
     found = named(text)
-    if not callable(found):
+    if not callable(found) and isinstance(found, Iterable) and not isinstance(found, (str, Mapping)):
         return list(found)
+    if not callable(found):
+        raise InputError(f"'{text}' is a {type(found).__name__}; it must yield dictionaries of arrays")
     try:
         with contextlib.redirect_stdout(sys.stderr):
             made = found()
@@ -310,6 +314,10 @@ def _batches(arrays: Mapping[str, Array], program: Program, where: str) -> Itera
     free = all(0 in program.moving.get(name, ()) for name in arrays)
     sizes = {program.shapes[name][0] for name in arrays if program.shapes[name]}
     step = 1 if free or len(sizes) != 1 else sizes.pop()  # single ones are joined when they are run
+    if 0 < count < step:
+        raise InputError(f"'{where}' holds {count} samples, and the network takes {step} at a time")
+    if count % step:
+        _log.warning("'%s': %d samples are left over, the network takes %d at a time", where, count % step, step)
     for at in range(0, count - step + 1, step):
         yield {name: array[at : at + step] for name, array in arrays.items()}
 
@@ -350,5 +358,7 @@ def _checked(sample: Any, program: Program, where: str) -> Feeds:
                 f"{'x'.join('?' if i in moving else str(n) for i, n in enumerate(shape))}"
             )
         dtype = value.dtype.numpy() if value.dtype is not None else array.dtype
+        if array.dtype.kind not in "biuf" and array.dtype != dtype:
+            raise InputError(f"{where}: input '{name}' is of the type {array.dtype}, the network takes {dtype}")
         feeds[name] = np.ascontiguousarray(array.astype(dtype, copy=False))
     return feeds

@@ -387,13 +387,19 @@ def _solved(start: Floats, moments: Moments, ridge: float) -> Floats:
     covariance = moments.covariance
     n = covariance.shape[1]
     trace = np.maximum(np.trace(covariance, axis1=1, axis2=2), np.finfo(np.float32).tiny)
-    lift = np.maximum(ridge / n, _ROUNDED) * trace
     right = moments.cross - covariance @ start.transpose(0, 2, 1)
-    lifted = covariance + lift[:, None, None] * np.eye(n)
-    if len(lifted) > 1:  # many small systems: depthwise and grouped convolutions
-        return np.asarray(start + np.linalg.solve(lifted, right).transpose(0, 2, 1))
-    factor = cho_factor(lifted[0], lower=True, overwrite_a=True, check_finite=False)
-    return np.asarray(start + cho_solve(factor, right[0], check_finite=False).T)
+    # where rows hardly differ from each other, rounding follows their squares and not their differences
+    for rounded in (_ROUNDED * trace, _ROUNDED * (trace + moments.second.sum(axis=1))):
+        lift = np.maximum(ridge / n * trace, rounded)
+        lifted = covariance + lift[:, None, None] * np.eye(n)
+        try:
+            if len(lifted) > 1:  # many small systems: depthwise and grouped convolutions
+                return np.asarray(start + np.linalg.solve(lifted, right).transpose(0, 2, 1))
+            factor = cho_factor(lifted[0], lower=True, overwrite_a=True, check_finite=False)
+            return np.asarray(start + cho_solve(factor, right[0], check_finite=False).T)
+        except np.linalg.LinAlgError:
+            continue
+    return start
 
 
 def _still(linear: Linear, size: Sizes) -> Floats:

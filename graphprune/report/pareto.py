@@ -40,12 +40,11 @@ def pareto_document(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 "notes": list(manifest["notes"]),
             }
         )
-    for one in rows:
+    rated = all(one["quality"] is not None for one in rows)
+    points = [(one["ratio"], one["quality"]["value"] if rated else one["importance_kept"]) for one in rows]
+    for one, (ratio, good) in zip(rows, points, strict=True):
         one["dominated"] = any(
-            other["ratio"] <= one["ratio"]
-            and other["importance_kept"] >= one["importance_kept"]
-            and (other["ratio"], other["importance_kept"]) != (one["ratio"], one["importance_kept"])
-            for other in rows
+            other <= ratio and better >= good and (other, better) != (ratio, good) for other, better in points
         )
     rows.sort(key=lambda one: (-one["ratio"], one["folder"]))
     first = next(iter(members.values()))

@@ -9,7 +9,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from graphprune.errors import InputError, UsageError
 from graphprune.frontends.samples import read_samples
 from graphprune.ir.files import output_folder
 from graphprune.ir.program import Array, Program
-from graphprune.ir.store import sha256_of, write_onnx
+from graphprune.ir.store import external_locations, sha256_of, write_onnx
 from graphprune.pipeline import Network, load
 from graphprune.report.manifest import to_bytes
 from graphprune.training.distill import Student, Teacher
@@ -101,7 +101,10 @@ def finetune(
     if out is None and (resume or chosen.checkpoint_every):
         raise UsageError("checkpoints need a folder: give out=... (-o DIR)")
     with World.joined() as world, progress.step("finetune"):
-        return _Training(_network(network), _network(original), data, out, chosen, world).run(resume)
+        networks = _network(network), _network(original)
+        if out is not None:
+            _spare(Path(out), networks)
+        return _Training(*networks, data, out, chosen, world).run(resume)
 
 
 class _Training:
@@ -116,8 +119,7 @@ class _Training:
         self.train, self.held = rest.feeds, held.feeds
         random.seed(options.seed)
         torch.manual_seed(options.seed)
-        wanted = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.device(wanted)
+        self.device = _device(options.device)
         self.module: fx.GraphModule = to_torch(network.program).to(self.device)
         self.module.train(options.statistics)
         if options.statistics and world.size > 1:
@@ -142,6 +144,7 @@ class _Training:
                               weight_decay=options.weight_decay, **extra)  # type: ignore[arg-type]  # fmt: skip
         self.sizes = [usual_sizes(one) for one in self.weights] if options.relative else []
         self.slowed = 0
+        self.key = self._key(original)
         self.update = self.best_update = 0
         self.best = self.before = self.least = math.inf
         self.best_state: dict[str, Tensor] = {}
@@ -198,6 +201,10 @@ class _Training:
             total += float(loss.detach())
         total = self.world.sum([one.grad for one in self.weights if one.grad is not None], total)
         if not math.isfinite(total):
+            if not all(
+                np.isfinite(one).all() for feeds in self.train for one in feeds.values() if one.dtype.kind == "f"
+            ):
+                raise InputError(f"the loss is {total} at update {self.update}: the samples hold NaN or infinity")
             raise InputError(f"the loss is {total} at update {self.update}; use a lower rate (lr={options.rate})")
         if options.clip:
             torch.nn.utils.clip_grad_norm_(self.weights, options.clip)
@@ -317,20 +324,23 @@ class _Training:
         for name, value in self.module.state_dict().items():
             value.copy_(state[name])
 
-    def _key(self) -> str:
-        """Equal for runs that train the same for the same number of updates."""
+    def _key(self, original: Network) -> str:
+        """Equal for runs that train the same network for the same number of updates, before the first of them."""
         plain = {name: value for name, value in self.options.to_json().items() if name != "checkpoint_every"}
         found = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
         found.update(self.samples.digest().encode())
-        for name, value in self.module.state_dict().items():
-            found.update(f"{name} {tuple(value.shape)} ".encode())
+        for network in (self.network, original):
+            for name, value in network.program.model.graph.initializers.items():
+                if value.const_value is not None:
+                    found.update(f"{name} {value.const_value.shape} ".encode())
+                    found.update(value.const_value.tobytes())
         return found.hexdigest()
 
     def _write_checkpoint(self) -> None:
         if self.out is None or self.world.rank:
             return
         state = {
-            "key": self._key(),
+            "key": self.key,
             "update": self.update,
             "module": self.module.state_dict(),
             "low_rank": None if self.low_rank is None else self.low_rank.state(),
@@ -350,12 +360,13 @@ class _Training:
         assert self.out is not None
         path = self.out / "checkpoint.pt"
         if not path.exists():
+            _log.warning("there is no checkpoint in '%s' to go on from: training starts from the beginning", self.out)
             return None
         try:
             held: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
             raise InputError(f"the checkpoint '{path}' cannot be read ({error}); start without resume") from error
-        if held.get("key") != self._key():
+        if held.get("key") != self.key:
             raise UsageError(f"the checkpoint '{path}' is of other options, samples or another network")
         return held
 
@@ -397,6 +408,29 @@ def _rate(update: int, updates: int, warm_up: float) -> float:
     """The share of the learning rate at an update: linear warm-up, then a cosine to zero."""
     warm = max(1, round(warm_up * updates))
     return min((update + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0, update - warm) / max(1, updates - warm)))
+
+
+def _spare(out: Path, networks: Sequence[Network]) -> None:
+    """Raises UsageError where what is written would take the place of a network that was given, or of its export."""
+    for one in networks:
+        if one.source is None:
+            continue
+        files = [one.source, *(one.source.parent / name for name in external_locations(one.program.model))]
+        for target in (out / "model.onnx", out / "model.onnx.data"):
+            if target.exists() and any(file.exists() and os.path.samefile(target, file) for file in files):
+                raise UsageError(f"'{target}' would overwrite a network that was given; choose another output folder")
+    if (out / "manifest.json").exists():
+        raise UsageError(f"'{out}' holds an export and its manifest; choose another output folder")
+
+
+def _device(wanted: str | None) -> torch.device:
+    """The device, or UsageError where PyTorch has none of that name here."""
+    name = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: PyTorch {torch.__version__} has no such device here") from error
 
 
 def _mixed(device: torch.device) -> Any:

@@ -25,7 +25,7 @@ from torch.utils import _pytree as tree
 from graphprune.backends.runner import OrtRunner
 from graphprune.backends.torch import load_state
 from graphprune.coupling.groups import Group
-from graphprune.coupling.registry import rule_for
+from graphprune.coupling.registry import keeps
 from graphprune.errors import InputError, NothingPrunableError, UsageError, VerificationError
 from graphprune.ir.clean import clean
 from graphprune.ir.observe import observe
@@ -386,12 +386,7 @@ def network_of(
     """A model in memory as a network, observed on example inputs."""
     made = model.clone()
     clean(made)
-
-    def kept(node: ir.Node) -> bool:
-        rule = rule_for(node)
-        return rule is not None and rule.keep
-
-    program = observe(made, OrtRunner(), keep=kept, given=dict(examples))
+    program = observe(made, OrtRunner(), keep=keeps, given=dict(examples))
     known = program.values()
     program.parameter_names = {key: value for key, value in (parameter_names or {}).items() if key in known}
     return Network(program, None, name, {})

@@ -46,6 +46,8 @@ def prune_and_tune(
     """
     if steps < 1:
         raise UsageError(f"steps={steps}: a number of at least 1")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("cuts and training in turn run in one process; under torchrun train one network at a time")
     whole = _network(original)
     tuning = options or FinetuneOptions()
     amount = whole.cost.macs({}) if quantity == "macs" else whole.cost.params({})

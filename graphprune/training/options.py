@@ -79,6 +79,8 @@ class FinetuneOptions:
                 f"lr={self.lr}, temperature={self.temperature}, warm_up={self.warm_up}, distil={self.distil}, "
                 f"clip={self.clip}: a rate and a temperature above 0, a share from 0 to 1, and nothing below 0"
             )
+        if self.weight_decay < 0:
+            raise UsageError(f"weight_decay={self.weight_decay}: not below 0")
         if self.loss is None and not self.distil:
             raise UsageError("there is nothing to train for: give a loss, or distil from the original")
 

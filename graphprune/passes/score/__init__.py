@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
@@ -58,6 +59,7 @@ __all__ = [
 ]
 
 ENTRY_POINTS = "graphprune.criteria"
+_log = logging.getLogger(__name__)
 CRITERIA: Mapping[str, Callable[..., Criterion | Calibrated]] = {
     "activation": Activation,
     "bn-scale": BnScale,
@@ -83,7 +85,10 @@ def known() -> dict[str, Callable[..., Criterion | Calibrated]]:
     found = dict(CRITERIA)
     for entry in entry_points(group=ENTRY_POINTS):
         if entry.name not in found:
-            found[entry.name] = entry.load()
+            try:
+                found[entry.name] = entry.load()
+            except Exception as error:  # somebody else's package: it is not the others' fault
+                _log.warning("the criterion '%s' (%s) cannot be loaded: %s", entry.name, entry.value, error)
     return found
 
 
@@ -116,6 +121,10 @@ def criterion(name: str, **options: object) -> Criterion | Calibrated:
     return create(CRITERIA if name in CRITERIA else known(), "criterion", name, options)
 
 
+def _silent(group: Group, *, scales: frozenset[str]) -> None:
+    """A criterion of a plug-in need not remark on anything."""
+
+
 def score_groups(
     criterion: Criterion, groups: Iterable[Group], tensors: Tensors, *, scales: frozenset[str] = frozenset()
 ) -> Scores:
@@ -135,7 +144,7 @@ def score_groups(
                 f"values that are not finite; {group.size} finite ones are needed."
             )
         values[group.id] = scored
-        remark = criterion.remark(group, scales=scales)
+        remark = getattr(criterion, "remark", _silent)(group, scales=scales)
         if remark is not None:
             notes.append(remark)
     return Scores(values, tuple(notes), estimates_loss(criterion))

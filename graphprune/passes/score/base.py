@@ -98,6 +98,7 @@ class Criterion(Protocol):
         ...
 
 
+@runtime_checkable
 class Calibrated(Protocol):
     """A criterion that looks at what the network computes on calibration data."""
 

@@ -126,6 +126,8 @@ class Curves:
         """One sentence where magnitude was used instead."""
         if group.id in self._all():
             return None
+        if any(group.id in one.groups(self.observations.grouping) for one in self.observations.linears):
+            return f"What reads group '{group.id}' does not vary on these samples; scored by magnitude instead."
         return f"Group '{group.id}' is read by no linear map of float weights; scored by magnitude instead."
 
     def _all(self) -> dict[str, Floats]:
