@@ -141,8 +141,8 @@ class Metric:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 made = self.function(run)
-        except GraphpruneError:
-            raise
+        except GraphpruneError as error:
+            raise type(error)(f"'{self.source}': {error}") from error
         except Exception as error:
             raise InputError(f"'{self.source}' raised {first_line(error)}") from error
         named_figures = made if isinstance(made, Mapping) else {self.source.rpartition(":")[2].rpartition(".")[2]: made}

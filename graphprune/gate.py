@@ -154,7 +154,10 @@ def gate(
     if built:
         _same_files(folder / next(iter(built)), built, "what was built")
     if source is None and (not original.is_file() or original == artefact):
-        raise InputError(f"the original, '{original.name}', does not lie beside '{manifest}'; say where with --source")
+        raise InputError(
+            f"the original, '{original.name}', does not lie beside '{manifest}'; say where with "
+            "--source (of a module, export writes it with --keep-source)"
+        )
     _same_files(original, document["source"]["sha256"], "the original")
     if "plan" in document:  # older manifests do not know
         _same_files(folder / "plan.json", document["plan"]["sha256"], "the plan")

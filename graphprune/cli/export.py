@@ -148,6 +148,8 @@ def command(
         )
     (name, runtime), *_ = chosen.items()
     several = [text.strip() for text in (target_latency or "").split(",") if text.strip()]
+    if len(set(several)) < len(several):
+        raise UsageError(f"--target-latency {target_latency}: the same target twice would be the same folder twice")
     timing = MeasureOptions(
         duration=duration,
         warm_up_ms=warm_up_ms,

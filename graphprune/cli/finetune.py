@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from graphprune.cli.options import json_option, seed_option
+from graphprune.cli.options import input_shapes_option, json_option, seed_option
+
+if TYPE_CHECKING:
+    from graphprune.passes.allocate.target import Quantity
 
 
 @click.command("finetune")
@@ -20,6 +23,7 @@ from graphprune.cli.options import json_option, seed_option
     help="Samples, without labels: an .npz file, a folder of .npy, .npz or image files, or module:function that yields "
     "dictionaries of arrays.",
 )  # fmt: skip
+@input_shapes_option()
 @click.option("--data-samples", "limit", type=click.IntRange(min=1), metavar="N", help="Use at most N of them.")
 @click.option("--data-images", "images", metavar="HOW", help="How images are read, as --calib-images of export.")
 @click.option("--updates", type=click.IntRange(min=1), default=500, show_default=True, help="Steps of the optimiser.")
@@ -63,6 +67,7 @@ def command(
     original: str | None,
     out: str,
     data: str,
+    input_shapes: dict[str | None, tuple[int, ...]],
     images: str | None,
     resume: bool,
     target_macs: str | None,
@@ -79,7 +84,8 @@ def command(
     from graphprune.errors import InputError, UsageError
     from graphprune.frontends.samples import Preprocessing
 
-    targets = [(text, name) for text, name in ((target_macs, "macs"), (target_params, "params")) if text is not None]
+    asked: tuple[tuple[str | None, Quantity], ...] = ((target_macs, "macs"), (target_params, "params"))
+    targets = [(text, name) for text, name in asked if text is not None]
     if (original is None) != (len(targets) == 1):
         raise UsageError(
             "give the ORIGINAL that MODEL was pruned from, or one of --target-macs and --target-params to prune MODEL"
@@ -94,10 +100,19 @@ def command(
         raise InputError("training needs PyTorch, which is not installed: pip install graphprune[torch]") from error
     chosen = FinetuneOptions(images=None if images is None else Preprocessing.parse(images), **options)
     if original is not None:
-        result = finetune(model, original, data, out, chosen, resume=resume)
+        result = finetune(model, original, data, out, chosen, resume=resume, input_shapes=input_shapes)
     else:
         (text, quantity), *_ = targets
-        result = prune_and_tune(model, data, out, target=text, quantity=quantity, steps=steps, options=chosen)  # type: ignore[arg-type]
+        result = prune_and_tune(
+            model,
+            data,
+            out,
+            target=text,
+            quantity=quantity,
+            steps=steps,
+            options=chosen,
+            input_shapes=input_shapes,
+        )
     document = Path(out, "finetune.json")
     if json_output:
         click.echo(document.read_text())

@@ -88,6 +88,8 @@ class Preprocessing:
             raise UsageError(
                 f"the input takes {count} channels, images are read as {self.channels}; see --calib-images"
             )
+        if any(len(given) not in (1, count) for given in (self.mean, self.std) if self.channels != "gray"):
+            raise UsageError(f"--calib-images: mean and std have one number, or one for each of the {count} channels")
         one = self.channels == "gray"
         mean, std = (np.asarray(v if len(v) == count or not one else v[:1], np.float32) for v in (self.mean, self.std))
         return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None]).astype(np.float32)
@@ -278,7 +280,9 @@ def _folder(folder: Path, program: Program, images: Preprocessing) -> Iterator[A
 def _file(path: Path, program: Program) -> Iterator[Any]:
     try:
         held = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except ValueError as error:  # numpy would have the user allow pickles
+        raise InputError(f"'{path}' holds no plain numpy arrays") from error
+    except (OSError, EOFError) as error:
         raise InputError(f"'{path}' cannot be read as numpy arrays: {first_line(error)}") from error
     if isinstance(held, np.ndarray):
         yield _one_run(held, program)

@@ -178,6 +178,8 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         UsageError: it cannot be made or written, or something else has its name.
     """
+    if not os.fspath(path):
+        raise UsageError("the output folder has no name")
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -78,6 +78,7 @@ def finetune(
     options: FinetuneOptions | None = None,
     *,
     resume: bool = False,
+    input_shapes: Mapping[str | None, tuple[int, ...]] | None = None,
     **changes: Any,
 ) -> FinetuneResult:
     """Train a pruned network to give what the original gives.
@@ -88,6 +89,7 @@ def finetune(
             where there are sixteen or more.
         out: folder for ``model.onnx``, ``finetune.json`` and the checkpoint.
         options: all options; ``changes`` are single ones by name.
+        input_shapes: where the files leave sizes open, as :func:`graphprune.load` takes them.
         resume: go on from the checkpoint in the folder; the end is the same as without the break.
 
     Under ``torchrun`` the runs of a batch are shared out among the processes; the first one writes.
@@ -101,7 +103,7 @@ def finetune(
     if out is None and (resume or chosen.checkpoint_every):
         raise UsageError("checkpoints need a folder: give out=... (-o DIR)")
     with World.joined() as world, progress.step("finetune"):
-        networks = _network(network), _network(original)
+        networks = _network(network, input_shapes), _network(original, input_shapes)
         if out is not None:
             _spare(Path(out), networks)
         return _Training(*networks, data, out, chosen, world).run(resume)
@@ -453,9 +455,9 @@ def _check_alike(network: Network, original: Network) -> None:
             )
 
 
-def _network(source: Any) -> Network:
+def _network(source: Any, input_shapes: Mapping[str | None, tuple[int, ...]] | None = None) -> Network:
     if isinstance(source, Network):
         return source
     if isinstance(source, Program):
         return Network(source, source.source, "network", {})
-    return load(source)
+    return load(source, input_shapes=input_shapes)

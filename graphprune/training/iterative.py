@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def prune_and_tune(
     quantity: Quantity = "macs",
     steps: int = 5,
     options: FinetuneOptions | None = None,
+    input_shapes: Mapping[str | None, tuple[int, ...]] | None = None,
     **export: Any,
 ) -> FinetuneResult:
     """Reach a target in several cuts, each followed by training towards the original.
@@ -39,6 +41,7 @@ def prune_and_tune(
         out: folder for the last ``model.onnx`` and ``finetune.json``.
         target, quantity: ``"0.5x"`` or a number, on ``macs`` or ``params``; every step cuts by the same factor.
         steps: cuts; ``options.updates`` are shared out among them, see :func:`shares`.
+        input_shapes: where the file leaves sizes open, as :func:`graphprune.load` takes them.
         export: further options of :meth:`graphprune.Network.export`.
 
     Raises:
@@ -48,7 +51,7 @@ def prune_and_tune(
         raise UsageError(f"steps={steps}: a number of at least 1")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("cuts and training in turn run in one process; under torchrun train one network at a time")
-    whole = _network(original)
+    whole = _network(original, input_shapes)
     tuning = options or FinetuneOptions()
     amount = whole.cost.macs({}) if quantity == "macs" else whole.cost.params({})
     limit = Target.parse(target, quantity).limit(amount)
@@ -64,9 +67,9 @@ def prune_and_tune(
             cut = current.export(at, None, calib_images=tuning.images, calib_samples=tuning.limit, **changes)
             part = replace(tuning, updates=max(1, updates), checkpoint_every=0)
             last = step == steps
-            pruned = load(cut.model)
+            pruned = load(cut.model, input_shapes=input_shapes)
             result = finetune(pruned, whole, data, folder if last else at / "tuned", part)
-            current = load((folder if last else at / "tuned") / "model.onnx")
+            current = load((folder if last else at / "tuned") / "model.onnx", input_shapes=input_shapes)
     assert result is not None
     return result
 

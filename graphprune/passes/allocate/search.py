@@ -265,8 +265,8 @@ def _cannot(
         limits_of = [
             f"{bare:,} ({bare / full:.3g}x) stay even with one unit in each of the {len(steps.groups)} group(s) that "
             f"may be cut, so no such group governs them",
-            f"the least counts allowed hold {floor - bare:,} more (floor={options['floor']} of each group, max_ratio="
-            f"{options['max_ratio']}, align={options['align']})",
+            f"the least counts allowed hold {floor - bare:,} more (floor={options['floor']} of each group, align="
+            f"{options['align']})",
         ]
         held = [each.id for each, counts in zip(steps.groups, steps.counts, strict=True) if counts.size == 1]
         if held:
