@@ -61,6 +61,12 @@ def run_all(model: Any, feeds: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.concatenate([next(iter(runner(model, one).values())).ravel() for one in feeds])
 
 
+def mean_of(model: Any, feeds: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Mean of each column of the output over everything else."""
+    found = np.concatenate([OrtRunner()(model, one)["y"] for one in feeds])
+    return found.reshape(-1, found.shape[-1]).mean(axis=0)
+
+
 def test_what_others_carry_as_well_is_lost_without_trace(tmp_path: Path) -> None:
     sample = doubled()
     network = loaded(sample, tmp_path)
@@ -107,10 +113,7 @@ def test_the_bias_alone_keeps_the_mean(tmp_path: Path) -> None:
     feeds = feeds_of(sample)
     cut = Shrink(keep)(network.grouping)
     repaired = Repair("bias")(network.grouping, keep, cut, feeds, OrtRunner())
-    wanted, before, after = (
-        np.concatenate([OrtRunner()(model, one)["y"] for one in feeds]).mean(axis=0)
-        for model in (network.program.model, cut, repaired.model)
-    )
+    wanted, before, after = (mean_of(model, feeds) for model in (network.program.model, cut, repaired.model))
     assert np.abs(after - wanted).max() < 1e-4 < np.abs(before - wanted).max()
     weights = [
         {n: v.const_value.numpy().shape for n, v in model.graph.initializers.items()} for model in (cut, repaired.model)
@@ -198,10 +201,7 @@ def test_what_a_gemm_multiplies_by_is_minded(alpha: float, beta: float, tmp_path
     feeds = feeds_of(sample)
     cut = Shrink(keep)(network.grouping)
     repaired = Repair("bias")(network.grouping, keep, cut, feeds, OrtRunner())
-    wanted, after = (
-        np.concatenate([OrtRunner()(m, one)["y"] for one in feeds]).mean(axis=0)
-        for m in (network.program.model, repaired.model)
-    )
+    wanted, after = (mean_of(m, feeds) for m in (network.program.model, repaired.model))
     assert np.allclose(wanted, after, atol=1e-4)
 
 
@@ -332,10 +332,7 @@ def test_a_bias_that_is_scaled_held_by_a_node_or_absent(beta: float, how: str, t
     feeds = feeds_of(sample)
     cut = Shrink(keep)(network.grouping)
     repaired = Repair("bias")(network.grouping, keep, cut, feeds, OrtRunner())
-    wanted, after = (
-        np.concatenate([OrtRunner()(m, one)["y"] for one in feeds]).mean(axis=0)
-        for m in (network.program.model, repaired.model)
-    )
+    wanted, after = (mean_of(m, feeds) for m in (network.program.model, repaired.model))
     assert np.allclose(wanted, after, atol=1e-4)
 
 
@@ -350,10 +347,7 @@ def test_a_constant_that_is_added_on_another_axis_is_no_bias(tmp_path: Path) -> 
     keep = keep_first(network, group_made_by(network, "a.weight"), 6)
     feeds = feeds_of(sample)
     repaired = Repair("bias")(network.grouping, keep, Shrink(keep)(network.grouping), feeds, OrtRunner())
-    wanted, after = (
-        np.concatenate([OrtRunner()(m, one)["y"] for one in feeds]).mean(axis=(0, 1))
-        for m in (network.program.model, repaired.model)
-    )
+    wanted, after = (mean_of(m, feeds) for m in (network.program.model, repaired.model))
     assert repaired.added == 1 and np.allclose(wanted, after, atol=1e-4)
 
 
