@@ -167,7 +167,7 @@ def test_manifest_and_results_are_plain_data(tmp_path):
     manifest = json.loads(result.manifest_path.read_text())
     assert manifest == json.loads(json.dumps(result.to_json()))
     assert list(manifest) == [
-        "format", "created", "versions", "machine", "source", "artefact", "options", "input_shapes", "original",
+        "format", "created", "versions", "machine", "source", "artefact", "plan", "options", "input_shapes", "original",
         "asked", "reached", "groups_cut", "refusals", "verification", "calibration", "repair", "accuracy", "search",
         "max_drop", "corners", "build", "latency",
         "latency_target", "parameter_names", "notes", "seconds",
