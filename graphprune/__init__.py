@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from graphprune._version import __version__
 
 if TYPE_CHECKING:
-    from graphprune.backends.torch import load_state, to_torch
+    from graphprune.backends.torch import load_state, save_torch, to_torch
     from graphprune.coupling.groups import Group
     from graphprune.export import ExportResult
     from graphprune.frontends.graphsurgeon import to_graphsurgeon
@@ -41,6 +41,7 @@ _LAZY = {
     "load_state": "graphprune.backends.torch",
     "prune_module": "graphprune.training.inplace",
     "save_module": "graphprune.training.inplace",
+    "save_torch": "graphprune.backends.torch",
     "to_graphsurgeon": "graphprune.frontends.graphsurgeon",
     "to_torch": "graphprune.backends.torch",
     "verify_files": "graphprune.pipeline",
@@ -62,6 +63,7 @@ __all__ = [
     "optim",
     "prune_module",
     "save_module",
+    "save_torch",
     "to_graphsurgeon",
     "to_torch",
     "verify_files",

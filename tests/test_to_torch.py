@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 import graphprune
+from graphprune.backends.runner import OrtRunner
 from graphprune.errors import InputError, UnsupportedError, UsageError
 from graphprune.ir.program import Program
 from tests import models
@@ -408,3 +409,16 @@ def test_a_modules_own_names_come_back() -> None:
     assert set(made.state_dict()) >= set(module.state_dict())
     assert error(network.program, made, network.program.examples) <= 1e-5
     assert made.load_state_dict(module.state_dict(), strict=False).unexpected_keys == []
+
+
+@pytest.mark.parametrize("name", ["residual", "attention", "plain"])
+def test_a_file_for_torch_export_needs_no_graphprune(name: str, tmp_path: Path) -> None:
+    sample = models.SAMPLES[name]()
+    network = graphprune.load(sample.save(tmp_path / "m.onnx"), inputs=sample.feeds())
+    path = graphprune.save_torch(network, tmp_path / "m.pt2")
+    module = torch.export.load(path).module()
+    feeds = sample.feeds(seed=7)
+    found = module(*(torch.from_numpy(one) for one in feeds.values()))
+    (wanted,) = OrtRunner()(network.program.model, feeds).values()
+    (found,) = found if isinstance(found, (tuple, list)) else (found,)
+    assert np.allclose(found.detach().numpy(), wanted, rtol=1e-4, atol=1e-5)

@@ -20,15 +20,16 @@ import onnx_ir as ir
 
 from graphprune.errors import InputError, UsageError
 from graphprune.ir.clean import clean
+from graphprune.ir.files import atomic_files
 from graphprune.ir.look import READS_SIZES
 from graphprune.ir.nested import bodies, walk
 from graphprune.ir.observe import observe
-from graphprune.ir.program import Array, Program, all_values, constant_tensor
+from graphprune.ir.program import Array, Program, all_values, constant_tensor, inputs_of
 
 if TYPE_CHECKING:
     from torch import fx
 
-__all__ = ["load_state", "to_torch"]
+__all__ = ["load_state", "save_torch", "to_torch"]
 
 
 def to_torch(source: Any) -> fx.GraphModule:
@@ -86,6 +87,35 @@ def load_state(source: Any, module: fx.GraphModule) -> Program:
             if array.tobytes() != program.tensor(name).tobytes():
                 changed[name] = array
     return _with(program, changed)
+
+
+def save_torch(source: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a network as a PyTorch artefact, which ``torch.export.load(path).module()`` reads without graphprune.
+
+    Sizes that the network leaves open stay open where PyTorch can trace them so; an axis of one index stays as it is.
+
+    Args:
+        source: as for :func:`to_torch`.
+        path: of the file (``.pt2``); it appears when it is whole.
+
+    Raises:
+        UsageError: the file cannot be written.
+        UnsupportedError, InputError: as of :func:`to_torch`; PyTorch cannot trace the module.
+    """
+    program = _program(source)
+    module = to_torch(program).eval()
+    import torch
+
+    names = [value.name or "" for value in inputs_of(program.model)]
+    given = tuple(torch.from_numpy(np.array(program.examples[name])) for name in names)
+    moving = tuple(dict.fromkeys(program.moving.get(name, ()), torch.export.Dim.AUTO) for name in names)
+    try:
+        exported = torch.export.export(module, given, dynamic_shapes=moving)
+    except Exception as error:
+        raise InputError(f"PyTorch cannot export the module of this network: {error}") from error
+    with atomic_files(Path(path)) as (file,):
+        torch.export.save(exported, file)
+    return Path(path)
 
 
 def _program(source: Any) -> Program:
