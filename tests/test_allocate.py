@@ -299,7 +299,7 @@ def test_what_cannot_be_met_says_what_limits_it() -> None:
         "The target of 0.1x (100 of 1,000 parameters) cannot be met: the lowest reachable is 820 (0.82x). What limits "
         "it: 320 (0.32x) stay even with one unit in each of the 2 group(s) that may be cut, so "
         "no such group governs them; "
-        "the least counts allowed hold 500 more (floor=0.02 of each group, max_ratio=1, align=32); "
+        "the least counts allowed hold 500 more (floor=0.02 of each group, align=32); "
         "1 of these groups can only stay whole: 'b'; "
         "1 group(s) may not be cut: 'c' (LayerNorm 'n' computes a statistic over it). "
         "Ask for 820 or more, lower the floor, or let more groups be cut."
