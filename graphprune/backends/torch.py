@@ -108,7 +108,10 @@ def save_torch(source: Any, path: str | os.PathLike[str]) -> Path:
 
     names = [value.name or "" for value in inputs_of(program.model)]
     given = tuple(torch.from_numpy(np.array(program.examples[name])) for name in names)
-    moving = tuple(dict.fromkeys(program.moving.get(name, ()), torch.export.Dim.AUTO) for name in names)
+    moving = tuple(
+        {axis: torch.export.Dim.AUTO for axis in program.moving.get(name, ()) if one.shape[axis] > 1}
+        for name, one in zip(names, given, strict=True)
+    )
     try:
         exported = torch.export.export(module, given, dynamic_shapes=moving)
     except Exception as error:
