@@ -153,7 +153,11 @@ def export_family(network: Network, out: Path, options: ExportOptions, targets: 
 
 @dataclass(frozen=True)
 class _Made:
-    """A cut network as written, before repair and after, with its proof and its measurement."""
+    """A cut network as written, before repair and after, with its proof and its measurement.
+
+    ``tried``: it is the very candidate that a latency target was met with. What is repaired is not, nor is what repair
+    was left out of: its candidates carried the biases that repair would add.
+    """
 
     cut: ir.Model
     repaired: Repaired | None
@@ -161,6 +165,7 @@ class _Made:
     verdict: Verdict | None
     comparison: Comparison | None
     notes: tuple[str, ...]
+    tried: bool
 
 
 class _Export:
@@ -292,7 +297,7 @@ class _Export:
             (staging / "plan.json").write_bytes(write_plan(document))
             made = self._make(chooser, choice, keep_of(choice.plan, self.network.grouping), staging)
             met, found = choice.met, made.comparison
-            if met is None or found is None or made.repaired is None:
+            if met is None or found is None or made.tried:
                 return choice, document, made
             figure = figure_of(found, self.options.statistic)
             ratio, share = figure.ratio, met.target.within(figure.a_ms)
@@ -300,7 +305,7 @@ class _Export:
                 return replace(choice, met=replace(met, share=share)), document, made
             tightened *= share / ratio.high
         raise TargetError(
-            f"the repaired network takes {ratio.value:.3f}x of the original's time [{ratio.low:.3f}, "
+            f"the artefact takes {ratio.value:.3f}x of the original's time [{ratio.low:.3f}, "
             f"{ratio.high:.3f}], {share:.3g}x were asked for; ask for less, or repair the bias alone (--repair bias)"
         )
 
@@ -350,9 +355,10 @@ class _Export:
         inexact = [one.id for one in network.grouping.groups if one.id in keep and not one.exact]
         verdict = self._verified(staging, members_of(network.grouping, keep), inexact)
         notes = list(choice.notes)
-        repaired = None
+        repaired, tried = None, True
         if chooser.repairs and choice.plan.kept:
             with timed(self.seconds, "repair"):
+                tried = False
                 repaired = chooser.repair(network.grouping, keep, cut, self.samples.feeds, OrtRunner())
                 notes += repaired.notes
                 if self._worse(cut, repaired.model):
@@ -362,14 +368,14 @@ class _Export:
                     for one in staging.glob("model*.onnx*"):
                         one.unlink()
                     written = network.write(repaired.model, path, shard_size(options))
-        comparison = choice.met.comparison if choice.met is not None and repaired is None else None
+        comparison = choice.met.comparison if choice.met is not None and tried else None
         if comparison is None and options.measure is not None:
             if why := untimed(options.measure.backend):
                 notes.append(f"not measured: {why}")
             else:
                 with timed(self.seconds, "measure"):
                     comparison = self._compared(chooser.source, path)
-        return _Made(cut, repaired, written, verdict, comparison, tuple(notes))
+        return _Made(cut, repaired, written, verdict, comparison, tuple(notes), tried)
 
     def _worse(self, cut: ir.Model, repaired: ir.Model) -> bool:
         """Whether repair took the outputs away from the original's on some of the samples that it was fitted to."""
