@@ -157,7 +157,9 @@ def cells(task: Task, seeds: int = SEEDS) -> Iterator[Cell]:
     middle = next(one for one in counted if one.endswith("0.5x"))
     for method, repair in CALIBRATED:
         for samples in others:
-            yield from each("samples", method, repair, middle, samples)
+            every = samples == 0 and method == "obs"  # of what nobody has data for, all targets
+            for target in counted if every else (middle,):
+                yield from each("samples", method, repair, target, samples)
     for kind, target in targets:
         for method, repair in (*FEW, *ALLOCATORS) if kind == "latency" else ():
             yield from each("latency", method, repair, target, usual if repair != "none" else 0)
@@ -354,6 +356,7 @@ def wanted(given: argparse.Namespace, task: Task, rows: Mapping[str, Any]) -> li
                 (_listed(given.methods), cell.method),
                 (_listed(given.repairs), cell.repair),
                 (_listed(given.targets), cell.target),
+                (_listed(given.samples), str(cell.samples)),
             )
         )
         done = cell.key in rows and not (given.failed and "error" in rows[cell.key])
@@ -393,6 +396,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--methods", help=f"of {', '.join(CRITERIA)} and the peers (use --suites peers for all)")
     parser.add_argument("--repairs", help=f"of {', '.join(REPAIRS)}")
     parser.add_argument("--targets", help="such as 'macs 0.5x,latency 0.7x'")
+    parser.add_argument("--samples", help="numbers of calibration samples, such as 0,256")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"how many (default: {SEEDS})")
     parser.add_argument("--again", action="store_true", help="also run cells that have a row")
     parser.add_argument("--failed", action="store_true", help="also run cells whose row is an error")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphprune.accuracy import Accuracy, Drop, Metric, fastest_within, fidelity, outputs_of, parse_drop
+from graphprune.accuracy import Accuracy, Drop, Metric, distance, fastest_within, fidelity, outputs_of, parse_drop
 from graphprune.backends.runner import OrtRunner
+from graphprune.calibration.matched import matched, restore
 from graphprune.calibration.observations import Observations
-from graphprune.coupling.groups import Group, Grouping, Keep
+from graphprune.coupling.groups import Group, Grouping, Keep, group
+from graphprune.coupling.solve import couple
 from graphprune.errors import NothingPrunableError, TargetError
-from graphprune.frontends.samples import Samples
+from graphprune.frontends.samples import NOISE, Samples
 from graphprune.ir.program import Array, release
 from graphprune.latency.profile import ProfileOptions
 from graphprune.latency.table import elsewhere, read_table
@@ -25,7 +28,7 @@ from graphprune.passes.allocate import Allocator, Target, allocator
 from graphprune.passes.allocate.target import Quantity
 from graphprune.passes.files import keep_of, read_plan, replay
 from graphprune.passes.plan import Plan
-from graphprune.passes.repair import METHODS, Repair
+from graphprune.passes.repair import METHODS, Repair, Repaired
 from graphprune.passes.score import Calibrated, ScoreCache, Scores, criterion, score_groups
 from graphprune.passes.selection import Selection
 from graphprune.passes.shrink import Shrink
@@ -33,11 +36,14 @@ from graphprune.pipeline import no_groups, timed
 from graphprune.search import Budget, Found, Search
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from graphprune.pipeline import Network
 
 __all__ = ["Choice", "Chooser", "whole"]
 
 
+_LOOKED = 4  # runs on which a repaired network is held against the cut one
 _RELAXED = 1.05  # times the share, where the artefact loses more than is allowed
 _TYPICAL = 0.6  # of the original's time: where a search looks while the target is still to be found
 
@@ -95,6 +101,31 @@ class Chooser:
     scores: Scores | None = None
     found: Found | None = None
     drop: Drop | None = None
+
+    @cached_property
+    def matched(self) -> Grouping | None:
+        """Noise instead of data, and statistics that the network remembers: a network that has them on noise."""
+        if self.options.calib != NOISE:
+            return None
+        with timed(self.seconds, "match"):
+            found = matched(self.network.grouping, self.samples.feeds, OrtRunner())
+        return None if found is None else group(couple(found))
+
+    @property
+    def looked_at(self) -> Grouping:
+        """The network that scores, search and repair look at."""
+        return self.matched or self.network.grouping
+
+    def repaired(self, keep: Keep, cut: ir.Model) -> tuple[Repaired, bool]:
+        """The cut network repaired, and whether that took its outputs away from the original's on some samples."""
+        seen = cut if self.matched is None else Shrink(keep)(self.matched)
+        found = self.repair(self.looked_at, keep, seen, self.samples.feeds, OrtRunner())
+        models = (self.looked_at.coupling.program.model, seen, found.model)
+        wanted, *given = (outputs_of(partial(OrtRunner(), one), self.samples.feeds[:_LOOKED]) for one in models)
+        before, after = (distance(wanted, one) for one in given)
+        if self.matched is not None:
+            restore(self.matched, found.model, cut)
+        return found, not (after <= before or (math.isnan(before) and math.isfinite(after)))
 
     @property
     def repairs(self) -> bool:
@@ -167,7 +198,7 @@ class Chooser:
                 scores = scores.additive(chosen)
             with timed(self.seconds, "search"):
                 samples = self.samples.feeds
-                self.found = Search(network.grouping, chosen, scores, allocate, samples, budget, options.seed).run()
+                self.found = Search(self.looked_at, chosen, scores, allocate, samples, budget, options.seed).run()
         return self.found.scores
 
     def _bound(self, chosen: Sequence[Group], scores: Scores, method: Allocator) -> None:
@@ -184,7 +215,7 @@ class Chooser:
                     return float("-inf")
                 model = Shrink(keep)(self.network.grouping)
                 if self.repairs:
-                    model = self.repair(self.network.grouping, keep, model, self.samples.feeds, OrtRunner()).model
+                    model = self.repaired(keep, model)[0].model
             run = partial(OrtRunner(), model)
             if self.metric is not None:
                 return next(iter(self.metric(run).values())).value
@@ -256,7 +287,7 @@ class Chooser:
                 if not getattr(ranking, "loss", ""):  # what a loss of the user's own computes may change unseen
                     kept = ScoreCache(self.sha256, self.samples.digest(), repr(ranking), options.seed)
                     self.scores = kept.read(chosen)
-                ranking = ranking.on(Observations(network.grouping, self.samples.feeds, OrtRunner(), options.seed))
+                ranking = ranking.on(Observations(self.looked_at, self.samples.feeds, OrtRunner(), options.seed))
             if self.scores is None:
                 self.scores = score_groups(ranking, chosen, network.program.tensor, scales=network.grouping.scales)
                 if kept is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphprune.accuracy import Accuracy, assess, distance, outputs_of, read_metric
+from graphprune.accuracy import Accuracy, assess, read_metric
 from graphprune.backends.base import get_backend
 from graphprune.backends.runner import OrtRunner
 from graphprune.choose import Choice, Chooser, whole
@@ -106,7 +105,6 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
 _PATIENCE = 2.0  # times as long as a candidate may be measured, with latency targets
 _MARGIN = 0.99  # of a latency target: the repaired artefact is measured by itself, and no two intervals are the same
 _ATTEMPTS = 3  # at a latency target, where what is repaired takes longer than what was only cut
-_LOOKED = 4  # runs on which a repaired network is held against the cut one
 _TO_SPLIT = 16  # samples from which some are held out to look at afterwards
 _DATA = re.compile(r"model(-\d{5}-of-\d{5})?\.onnx\.data|model\.int8\.onnx", re.ASCII)
 _ARTEFACTS = (
@@ -359,9 +357,9 @@ class _Export:
         if chooser.repairs and choice.plan.kept:
             with timed(self.seconds, "repair"):
                 tried = False
-                repaired = chooser.repair(network.grouping, keep, cut, self.samples.feeds, OrtRunner())
+                repaired, worse = chooser.repaired(keep, cut)
                 notes += repaired.notes
-                if self._worse(cut, repaired.model):
+                if worse:
                     notes.append("repair was left out: its outputs are further from the original's than without it")
                     repaired = None
                 else:
@@ -376,13 +374,6 @@ class _Export:
                 with timed(self.seconds, "measure"):
                     comparison = self._compared(chooser.source, path)
         return _Made(cut, repaired, written, verdict, comparison, tuple(notes), tried)
-
-    def _worse(self, cut: ir.Model, repaired: ir.Model) -> bool:
-        """Whether repair took the outputs away from the original's on some of the samples that it was fitted to."""
-        models = (self.network.program.model, cut, repaired)
-        wanted, *found = (outputs_of(partial(OrtRunner(), one), self.samples.feeds[:_LOOKED]) for one in models)
-        before, after = (distance(wanted, one) for one in found)
-        return not (after <= before or (math.isnan(before) and math.isfinite(after)))
 
     def _compared(self, source: Path, path: Path) -> Comparison | None:
         """A file measured against the source; None where nothing is measured."""

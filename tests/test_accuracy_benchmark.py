@@ -23,7 +23,7 @@ def row(method: str, repair: str, seed: int, mean: float, samples: int = 256, **
 
 
 def options(**given: Any) -> argparse.Namespace:
-    names = ("suites", "methods", "repairs", "targets", "again", "failed")
+    names = ("suites", "methods", "repairs", "targets", "samples", "again", "failed")
     return argparse.Namespace(**{**dict.fromkeys(names), "seeds": 3, **given})
 
 

@@ -29,7 +29,7 @@ from graphprune.errors import NotationError, RuleError
 
 # --- What is read -----------------------------------------------------------------------------------------------------
 
-CLAUSES = "whole, stat, zero, macs, scale, silent and letter=size"
+CLAUSES = "whole, stat, zero, macs, scale, mean, variance, silent and letter=size"
 
 
 def test_letters_and_results() -> None:
@@ -65,12 +65,13 @@ def test_optional_opaque_ignored_scalar_and_repeated_operands() -> None:
 def test_clauses() -> None:
     line = parse(
         "n (g i) x*, (g o) i -> n (g o) | g=@group:1 | o=@size | i=5 | whole: x n | stat: i | macs: n g + 4 o"
-        " | scale: 1 | silent: 0"
+        " | scale: 1 | mean: 2 | variance: 3 | silent: 0"
     )
     assert line.attributes == ((("g",), Attribute("group", 1)), (("o",), Attribute("size", None)))
     assert line.sizes == (("i", 5),)
     assert line.whole == {"x", "n"} and line.stat == {"i"}
-    assert line.macs == (("n", "g"), (4, "o")) and line.scale == 1 and line.silent == 0
+    assert line.macs == (("n", "g"), (4, "o"))
+    assert (line.scale, line.mean, line.variance, line.silent) == (1, 2, 3, 0)
 
 
 def test_several_sizes_in_one_clause() -> None:
@@ -109,7 +110,13 @@ def test_lines_are_written_as_they_are_read() -> None:
             line.whole,
             line.stat,
         )
-        assert (again.macs, again.scale) == (line.macs, line.scale)
+        assert (again.macs, again.scale, again.mean, again.variance, again.silent) == (
+            line.macs,
+            line.scale,
+            line.mean,
+            line.variance,
+            line.silent,
+        )
 
 
 def test_a_line_is_parsed_once() -> None:

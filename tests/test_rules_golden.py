@@ -102,7 +102,7 @@ Einsum-18(3x5, 5x7, 7x11, equation=ab,bc,cd->ad)
 Einsum-18(4x4, 4x4, equation=ij,kj->ik)
     i j, k j -> i k | macs: i j k
 BatchNormalization-18(2x5x7x3, 5, 5, 5, 5)
-    n c x*, c, c, c, c -> n c x*, c?, c?, c?, c? | scale: 1
+    n c x*, c, c, c, c -> n c x*, c?, c?, c?, c? | scale: 1 | mean: 3 | variance: 4
 BatchNormalization-18(2x5x7, 5, 5, 5, 5, training_mode=1) -> 3
     refused: it is in training mode and computes statistics of the batch
 InstanceNormalization-18(2x5x7x3, 5, 5)

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +20,9 @@ import onnx_ir as ir
 from graphprune.errors import InputError, UsageError
 from graphprune.ir.clean import clean
 from graphprune.ir.files import atomic_files
-from graphprune.ir.look import READS_SIZES
-from graphprune.ir.nested import bodies, walk
 from graphprune.ir.observe import observe
-from graphprune.ir.program import Array, Program, all_values, constant_tensor, inputs_of
+from graphprune.ir.program import Array, Program, constant_tensor, inputs_of
+from graphprune.ir.values import with_values
 
 if TYPE_CHECKING:
     from torch import fx
@@ -86,7 +84,7 @@ def load_state(source: Any, module: fx.GraphModule) -> Program:
             array = _fitting(program, name, path, state[path])
             if array.tobytes() != program.tensor(name).tobytes():
                 changed[name] = array
-    return _with(program, changed)
+    return with_values(program, changed)
 
 
 def save_torch(source: Any, path: str | os.PathLike[str]) -> Path:
@@ -163,45 +161,3 @@ def _fitting(program: Program, name: str, path: str, tensor: Any) -> Array:
     plain = tensor.detach().cpu()
     plain = plain.to(torch.float32) if plain.dtype is torch.bfloat16 else plain
     return np.ascontiguousarray(plain.numpy().astype(held.numpy().dtype, copy=False)).reshape(shape)
-
-
-def _with(program: Program, changed: dict[str, Array]) -> Program:
-    """A copy of a program with other contents of some constants; what was observed holds for it as well."""
-    model = program.model.clone()
-    values = all_values(model.graph)
-    nodes = {node.outputs[0].name: node for node in walk(model.graph) if node.outputs}
-    graphs = {
-        old: new
-        for node in walk(program.model.graph)
-        if bodies(node)
-        for old, new in zip(bodies(node), bodies(nodes[node.outputs[0].name]), strict=True)
-    }
-    for name, array in changed.items():
-        value = values[name]
-        held = constant_tensor(value)
-        assert held is not None
-        tensor = ir.Tensor(array, dtype=held.dtype, name=name, doc_string=held.doc_string)
-        producer = value.producer()
-        if producer is None:
-            value.const_value = tensor
-        else:
-            for attribute in list(producer.attributes):
-                del producer.attributes[attribute]
-            producer.attributes["value"] = ir.AttrTensor("value", tensor)
-    stale = set(changed)  # what was observed of values that are computed from these holds no longer
-    for node in walk(program.model.graph):
-        if node.op_type not in READS_SIZES and any(value is not None and value.name in stale for value in node.inputs):
-            stale |= {value.name for value in node.outputs if value.name in program.fixed}
-    return dataclasses.replace(
-        program,
-        model=model,
-        small={name: array for name, array in program.small.items() if name not in stale},
-        live=tuple(nodes[node.outputs[0].name] for node in program.live),
-        bodies={
-            graphs[graph]: dataclasses.replace(body, graph=graphs[graph], node=nodes[body.node.outputs[0].name])
-            for graph, body in program.bodies.items()
-        },
-        same={name: values[value.name or ""] for name, value in program.same.items()},
-        _evaluated={},
-        _parameters=dict(program._parameters),
-    )

@@ -15,7 +15,8 @@
                            ``stat:`` a statistic is computed over it; ``zero:`` one that zeros leave as it is, so that
                            the operand is silenced there instead;
                            ``macs:`` letters whose product is the number of multiply-accumulates (``+`` adds terms);
-                           ``scale:`` index of the operand that scales what passes
+                           ``scale:`` index of the operand that scales what passes; ``mean:`` and ``variance:`` of
+                           those that hold what operand 0 had in training, over all but their axis
                            ``silent:`` index of the one operand that zeros silence, where zeros mean something else in
                            the others (they have zero points)
 
@@ -110,9 +111,13 @@ class Line:
     zero: frozenset[str] = frozenset()
     macs: tuple[tuple[str | int, ...], ...] = ()
     scale: int | None = None
+    mean: int | None = None
+    variance: int | None = None
     silent: int | None = None
 
 
+#: clauses that name an operand by its index
+_INDICES = ("scale", "mean", "variance", "silent")
 _TOKEN = re.compile(r"\s*(->|\.\.\.|[A-Za-z][A-Za-z_0-9]*|_|\d+|[()+*?',.|:=@])")
 
 
@@ -309,13 +314,13 @@ def parse(text: str) -> Line:
                     break
                 head = letter()
             continue
-        if head not in (*marks, "macs", "scale", "silent"):
+        if head not in (*marks, "macs", *_INDICES):
             raise reader.error(
-                f"no clause is called {head!r}; there are whole, stat, zero, macs, scale, silent and letter=size",
+                f"no clause is called {head!r}; there are {', '.join((*marks, 'macs', *_INDICES))} and letter=size",
                 column,
             )
         reader.take(":")
-        if head in ("scale", "silent"):
+        if head in _INDICES:
             given[head] = reader.number("the index of an operand")
         elif head == "macs":
             macs.append([])
@@ -342,8 +347,7 @@ def parse(text: str) -> Line:
         frozenset(marks["stat"]),
         frozenset(marks["zero"]),
         tuple(tuple(term) for term in macs),
-        given.get("scale"),
-        given.get("silent"),
+        **given,
     )
 
 
@@ -375,7 +379,7 @@ def write_line(line: Line) -> str:
     clauses += [f"{kind}: {' '.join(sorted(names))}" for kind, names in marks.items() if names]
     if line.macs:
         clauses.append("macs: " + " + ".join(" ".join(map(str, term)) for term in line.macs))
-    clauses += [f"{kind}: {k}" for kind, k in (("scale", line.scale), ("silent", line.silent)) if k is not None]
+    clauses += [f"{kind}: {k}" for kind in _INDICES if (k := getattr(line, kind)) is not None]
     return " | ".join([f"{ins} -> {outs}".strip(), *clauses])
 
 

@@ -59,6 +59,23 @@ class Constants:
         (self.graph if graph is None else graph).register_initializer(value)
         return value
 
+    def put(self, node: ir.Node, k: int, array: Array, name: str) -> None:
+        """A new constant in the place of operand ``k``, of its type; the old one's name where nothing else reads it."""
+        old = node.inputs[k]
+        dtype = dtype_of(old)
+        fresh = self.add(ir.tensor(np.ascontiguousarray(array).astype(dtype.numpy()), dtype=dtype), name)
+        node.replace_input_with(k, fresh)
+        if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
+            graph = old.graph
+            if graph is not None and old.name is not None and old not in graph.inputs:
+                del graph.initializers[old.name]
+                fresh.name = old.name
+
+
+def dtype_of(value: ir.Value | None) -> ir.DataType:
+    """The declared type of a value; float32 where none is."""
+    return (value.dtype if value is not None else None) or ir.DataType.FLOAT
+
 
 class Masks(Protocol):
     """Kept indices of an axis of operand or result ``k`` of the node at hand."""

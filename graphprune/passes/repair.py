@@ -33,7 +33,7 @@ from graphprune.coupling.groups import Grouping, Keep
 from graphprune.errors import InputError, UsageError
 from graphprune.ir.clean import sweep
 from graphprune.ir.program import Array, Runner, constant_tensor
-from graphprune.ir.sizes import Constants
+from graphprune.ir.sizes import Constants, dtype_of
 
 __all__ = ["METHODS", "Method", "Repair", "Repaired", "Step"]
 
@@ -287,12 +287,12 @@ class _Repairing:
         alpha, beta = gains
         if changed is not None:
             array = linear.array(changed, size)
-            self._put(node, linear.operand, array, linear.weight)
+            self.constants.put(node, linear.operand, array, linear.weight)
         if linear.bias is not None and beta:
             own = linear.bias_array(shift * alpha / beta, size)
             held = node.inputs[linear.bias] if linear.bias < len(node.inputs) else None
             if held is None:
-                dtype = _dtype(node.inputs[linear.operand])
+                dtype = dtype_of(node.inputs[linear.operand])
                 value = self.constants.add(ir.tensor(own.astype(dtype.numpy()), dtype=dtype), f"{linear.name}/bias")
                 if linear.bias >= len(node.inputs):
                     node.resize_inputs(linear.bias + 1)
@@ -300,21 +300,9 @@ class _Repairing:
                 return
             tensor = constant_tensor(held)
             if tensor is not None:
-                self._put(node, linear.bias, tensor.numpy() + own, held.name or "")
+                self.constants.put(node, linear.bias, tensor.numpy() + own, held.name or "")
                 return
         self._add(node, linear.added(shift * alpha, size), linear.name)
-
-    def _put(self, node: ir.Node, k: int, array: Array, name: str) -> None:
-        """A new constant in the place of an operand, under the old one's name where nothing else reads it."""
-        old = node.inputs[k]
-        dtype = _dtype(old)
-        fresh = self.constants.add(ir.tensor(np.ascontiguousarray(array).astype(dtype.numpy()), dtype=dtype), name)
-        node.replace_input_with(k, fresh)
-        if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
-            graph = old.graph
-            if graph is not None and old.name is not None and old not in graph.inputs:
-                del graph.initializers[old.name]
-                fresh.name = old.name
 
     def _add(self, node: ir.Node, shift: Floats, name: str) -> None:
         """Add to a node's result: in the constant that is added to it already, or with a node more."""
@@ -327,7 +315,7 @@ class _Repairing:
             held = None if old is None else constant_tensor(old)
             assert old is not None and held is not None
             array = held.numpy()
-            self._put(user, k, array + shift.reshape(array.shape), old.name or name)
+            self.constants.put(user, k, array + shift.reshape(array.shape), old.name or name)
             return
         dtype = made.dtype or ir.DataType.FLOAT
         value = self.constants.add(ir.tensor(shift.astype(dtype.numpy()), dtype=dtype), f"{name}/bias")
@@ -362,10 +350,6 @@ class _Repairing:
 
 class _Left(Exception):
     """A map that is left as it is, and why."""
-
-
-def _dtype(value: ir.Value | None) -> ir.DataType:
-    return (value.dtype if value is not None else None) or ir.DataType.FLOAT
 
 
 def _times(weights: Floats, mean: Floats) -> Floats:

@@ -22,10 +22,10 @@ def clause(kind: str, names: list[str]) -> str:
 
 @rule("BatchNormalization")
 def _batch_norm(node: NodeView) -> str:
-    """n c x*, c, c, c, c -> n c x* | scale: 1"""
+    """n c x*, c, c, c, c -> n c x* | scale: 1 | mean: 3 | variance: 4"""
     if node.attr("training_mode", 0):
         raise Refuse("it is in training mode and computes statistics of the batch")
-    return "n c x*, c, c, c, c -> n c x*, c?, c?, c?, c? | scale: 1"
+    return "n c x*, c, c, c, c -> n c x*, c?, c?, c?, c? | scale: 1 | mean: 3 | variance: 4"
 
 
 def _over(node: NodeView, first: int, last: int | None = None) -> str:
