@@ -128,7 +128,7 @@ def one_shot(task: Task, share: float, steps: int = 1, **options: Any) -> tuple[
             module = graphprune.to_torch(network)
             task.train(module, length, first=first)
             first += length
-            network = Network(graphprune.load_state(network, module), None, network.name, {})
+            network = network.load_state(module)
         return task.accuracy(module), network.cost.macs({}) // BATCH, ""
 
 

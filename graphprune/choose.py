@@ -29,7 +29,7 @@ from graphprune.passes.allocate.target import Quantity
 from graphprune.passes.files import keep_of, read_plan, replay
 from graphprune.passes.plan import Plan
 from graphprune.passes.repair import METHODS, Repair, Repaired
-from graphprune.passes.score import Calibrated, ScoreCache, Scores, criterion, score_groups
+from graphprune.passes.score import Calibrated, Criterion, ScoreCache, Scores, blended, criteria, score_groups
 from graphprune.passes.selection import Selection
 from graphprune.passes.shrink import Shrink
 from graphprune.pipeline import no_groups, timed
@@ -198,7 +198,11 @@ class Chooser:
                 scores = scores.additive(chosen)
             with timed(self.seconds, "search"):
                 samples = self.samples.feeds
-                self.found = Search(self.looked_at, chosen, scores, allocate, samples, budget, options.seed).run()
+                own = None if self.matched is None else network.grouping
+                self.found = Search(
+                    self.looked_at, chosen, scores, allocate, samples, budget, options.search_by, self.metric, own,
+                    options.seed,
+                ).run()  # fmt: skip
         return self.found.scores
 
     def _bound(self, chosen: Sequence[Group], scores: Scores, method: Allocator) -> None:
@@ -279,21 +283,26 @@ class Chooser:
         if self.scores is not None:
             return self.scores
         assert options.criterion is not None
-        extra = {"seed": options.seed} if options.criterion == "random" else {}
-        ranking = criterion(options.criterion, **{**extra, **options.criterion_options})
+        ranked = criteria(options.criterion, options.seed, **options.criterion_options)
         with timed(self.seconds, "score"):
-            kept = None
-            if isinstance(ranking, Calibrated):
-                if not getattr(ranking, "loss", ""):  # what a loss of the user's own computes may change unseen
-                    kept = ScoreCache(self.sha256, self.samples.digest(), repr(ranking), options.seed)
-                    self.scores = kept.read(chosen)
-                ranking = ranking.on(Observations(self.looked_at, self.samples.feeds, OrtRunner(), options.seed))
-            if self.scores is None:
-                self.scores = score_groups(ranking, chosen, network.program.tensor, scales=network.grouping.scales)
-                if kept is not None:
-                    kept.write(self.scores)
+            self.scores = blended([weight for weight, _ in ranked], [self._ranked(one, chosen) for _, one in ranked])
             release(network.program.model)
         return self.scores
+
+    def _ranked(self, ranking: Criterion | Calibrated, chosen: Sequence[Group]) -> Scores:
+        """Scores by one criterion, from the cache where they took a pass over the data."""
+        network, options = self.network, self.options
+        kept = None
+        if isinstance(ranking, Calibrated):
+            if not getattr(ranking, "loss", ""):  # what a loss of the user's own computes may change unseen
+                kept = ScoreCache(self.sha256, self.samples.digest(), repr(ranking), options.seed)
+                if (known := kept.read(chosen)) is not None:
+                    return known
+            ranking = ranking.on(Observations(self.looked_at, self.samples.feeds, OrtRunner(), options.seed))
+        scores = score_groups(ranking, chosen, network.program.tensor, scales=network.grouping.scales)
+        if kept is not None:
+            kept.write(scores)
+        return scores
 
     def _meet(self, chosen: Sequence[Group], scores: Scores, method: Allocator, tightened: float) -> Met:
         """Step curves, and as many candidates as it takes; without measuring the curves alone."""

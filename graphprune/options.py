@@ -19,8 +19,8 @@ from graphprune.latency_target import LatencyTarget
 from graphprune.passes.allocate import Target
 from graphprune.passes.allocate.target import Quantity
 from graphprune.passes.repair import METHODS
-from graphprune.passes.score import criterion, estimates_loss
-from graphprune.search import Budget
+from graphprune.passes.score import criteria, estimates_loss
+from graphprune.search import JUDGES, Budget, Judge
 
 __all__ = ["ExportOptions", "check_options", "settled", "shard_size", "untimed"]
 
@@ -37,8 +37,8 @@ class ExportOptions:
             it and without ``measure`` a latency target is met by what the table predicts.
         profile_seconds: after so long no more networks are timed for the step curves of this device.
         plan: a saved plan to replay instead of scoring and allocating.
-        criterion, criterion_options: see :func:`graphprune.passes.score.criterion`; None: ``obs`` where there are
-            calibration data, else ``magnitude``.
+        criterion, criterion_options: see :func:`graphprune.passes.score.criteria`, a name or a sum such as
+            ``wanda+0.5*magnitude``; None: ``obs`` where there are calibration data, else ``magnitude``.
         allocation: ``global``, ``uniform`` or ``knapsack``; None: ``knapsack`` for a latency target and for criteria
             that estimate a loss (``obs``, ``taylor``, ``fisher``), else ``global``.
         calib: calibration data, see :func:`graphprune.frontends.samples.read_samples`; None: none.
@@ -46,6 +46,8 @@ class ExportOptions:
         repair: ``refit``, ``bias`` or ``none``; None: ``refit`` where there are calibration data.
         search_budget: look for a factor per group before the plan is made: ``5min``, ``20`` candidates, or ``0``: do
             not; None: three candidates for the criterion ``obs``.
+        search_by: what judges a candidate: ``outputs`` (their divergence from the original's), ``mse``, or ``eval``:
+            ``metric``, which then takes part in the choice, so judge the artefact on other data.
         max_drop: instead of a target: the fastest network (the one of fewest MACs where nothing is measured) that loses
             no more of the metric, or of the agreement with the original: ``1%``.
         quantize: ``int8``: also write ``model.int8.onnx``, and compare dense and pruned, float and int8.
@@ -81,6 +83,7 @@ class ExportOptions:
     repair: str | None = None
     metric: Any = None
     search_budget: str | None = None
+    search_by: Judge = "outputs"
     max_drop: str | None = None
     quantize: str | None = None
     floor: float = 0.1
@@ -106,8 +109,8 @@ def settled(options: ExportOptions) -> ExportOptions:
     """With the choices that were left open."""
     data = options.calib is not None
     ranking = options.criterion or ("obs" if data else "magnitude")
-    found = criterion(ranking, **options.criterion_options)
-    adds_up = options.target_latency is not None or estimates_loss(found)
+    found = criteria(ranking, **options.criterion_options)
+    adds_up = options.target_latency is not None or all(estimates_loss(one) for _, one in found)
     return replace(
         options,
         criterion=ranking,
@@ -196,12 +199,10 @@ def _check_latency(options: ExportOptions, latency: LatencyTarget | None) -> Non
 
 
 def _check_calibration(options: ExportOptions) -> None:
-    named = None if options.criterion is None else criterion(options.criterion, **options.criterion_options)
+    chosen = [] if options.criterion is None else criteria(options.criterion, **options.criterion_options)
     if options.calib is None:
-        if named is not None and hasattr(named, "on"):
-            raise UsageError(
-                f"the criterion {options.criterion} needs calibration data: add --calib, or choose another"
-            )
+        if needs := [one.name for _, one in chosen if hasattr(one, "on")]:
+            raise UsageError(f"the criterion {needs[0]} needs calibration data: add --calib, or choose another")
         if options.repair not in (None, "none"):
             raise UsageError(f"--repair {options.repair} fits to calibration data; add --calib")
         for value, name in ((options.calib_samples, "--calib-samples"), (options.calib_images, "--calib-images")):
@@ -218,6 +219,12 @@ def _check_calibration(options: ExportOptions) -> None:
         parse_drop(options.max_drop)
     if options.search_budget not in (None, "0"):
         Budget.parse(options.search_budget)
+    if options.search_by not in JUDGES:
+        raise UsageError(f"--search-by {options.search_by}: choose {', '.join(JUDGES)}")
+    if options.search_by == "eval" and options.metric is None:
+        raise UsageError("--search-by eval judges by your own metric; add --eval")
+    if options.search_by != "outputs" and settled(options).search_budget in (None, "0"):
+        raise UsageError(f"--search-by {options.search_by} says how a search judges; add --search-budget, such as 20")
     if options.quantize not in (None, "int8"):
         raise UsageError(f"--quantize {options.quantize}: int8 is what there is")
     if options.repair not in (None, "none", *METHODS):

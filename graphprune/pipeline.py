@@ -36,6 +36,7 @@ from graphprune.report.manifest import analysis_document
 if TYPE_CHECKING:
     import networkx
     import onnx_ir as ir
+    from torch import fx
 
     from graphprune.export import ExportResult
     from graphprune.options import ExportOptions
@@ -134,6 +135,22 @@ class Network:
     def explain(self, tensor: str, axis: int) -> AxisReport:
         """What an axis is tied to, or why it cannot be cut. Raises UsageError for an unknown tensor or axis."""
         return explain(self.grouping, tensor, axis)
+
+    def load_state(self, module: fx.GraphModule) -> Network:
+        """The network with the values that a module of ``to_torch`` holds now; this one stays as it is.
+
+        Raises what :func:`graphprune.load_state` raises: the module is of another network, or was not made by it.
+        """
+        from graphprune.backends.torch import load_state
+
+        return Network(load_state(self.program, module), None, self.name, {})
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the network as it is to an ONNX file. Raises UsageError: it is the file that the network came from."""
+        source, target = self.program.source, Path(path)
+        if source is not None and target.exists() and os.path.samefile(target, source):
+            raise UsageError(f"'{target}' would overwrite the source; choose another file")
+        return self.write(self.program.model, target)[-1]
 
     def write(self, model: ir.Model, path: Path, limit: int | None = None) -> tuple[Path, ...]:
         """Write a network made of this one; the data files first, the model last.

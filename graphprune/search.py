@@ -19,15 +19,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune import progress
 from graphprune._version import __version__
-from graphprune.accuracy import fidelity, outputs_of
+from graphprune.accuracy import Metric, distance, fidelity, outputs_of
 from graphprune.backends.runner import OrtRunner
+from graphprune.calibration.matched import restore
 from graphprune.coupling.groups import Group, Grouping, Keep
 from graphprune.errors import TargetError, UsageError
 from graphprune.ir.files import cache_folder
@@ -38,12 +40,14 @@ from graphprune.passes.repair import Repair
 from graphprune.passes.score import Scores
 from graphprune.passes.shrink import Shrink
 
-__all__ = ["Budget", "Found", "Search"]
+__all__ = ["JUDGES", "Budget", "Found", "Judge", "Search"]
 
 _log = logging.getLogger(__name__)
 Feeds = Mapping[str, Array]
 Floats = NDArray[np.float64]
 
+Judge = Literal["outputs", "mse", "eval"]
+JUDGES: tuple[Judge, ...] = get_args(Judge)
 _SHARE = 0.25  # of a group's units that go when it is looked at alone
 _LOOKED = 16  # runs that are looked at; the others are fitted to
 _MOST = 20.0  # nats: an output that is not finite is no worse than one that is all wrong
@@ -79,10 +83,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Found:
-    """``scores`` to allocate with; ``first`` and ``best`` divergence (nats, or one less the cosine), and how many
-    candidates were looked at, single groups and whole ones.
+    """``scores`` to allocate with; ``first`` and ``best`` divergence (nats or one less the cosine, a share of the
+    squared outputs, or what the metric lost), and how many candidates were looked at, single groups and whole ones.
     """
 
+    judge: Judge
     scores: Scores
     factors: Mapping[str, float]
     first: float
@@ -93,8 +98,9 @@ class Found:
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
         return {
-            "divergence_before": self.first, "divergence": self.best, "groups_looked_at": self.singles,
-            "candidates": self.candidates, "factors": {name: round(one, 5) for name, one in self.factors.items()},
+            "judge": self.judge, "divergence_before": self.first, "divergence": self.best,
+            "groups_looked_at": self.singles, "candidates": self.candidates,
+            "factors": {name: round(one, 5) for name, one in self.factors.items()},
         }  # fmt: skip
 
 
@@ -109,6 +115,10 @@ class Search:
         allocate: the plan for some scores.
         samples: calibration data; most to refit on, the others to look at.
         budget: how long.
+        judge: what a candidate is judged by: ``outputs`` (their divergence from the original's: Kullback-Leibler, or
+            the cosine where there is no last axis to take it on), ``mse`` (their squared distance) or ``eval``.
+        metric: the user's own, for ``eval``.
+        own: the network itself where ``grouping`` is of one that was matched to noise: the metric is of that.
         seed: of the changes.
         resume: what was looked at is kept there, and read when the same search is made again; None: in the cache.
     """
@@ -119,6 +129,9 @@ class Search:
     allocate: Callable[[Scores], Plan]
     samples: Sequence[Feeds]
     budget: Budget
+    judge: Judge = "outputs"
+    metric: Metric | None = None
+    own: Grouping | None = None
     seed: int = 0
     resume: Path | None = None
     _known: dict[str, float] = field(default_factory=dict)
@@ -134,6 +147,9 @@ class Search:
         self._fit = [one for i, one in enumerate(self.samples) if i % every or i // every >= _LOOKED]
         self._model = self.grouping.coupling.program.model
         self._expected = outputs_of(partial(OrtRunner(), self._model), self._look)
+        self._figure = (
+            None if self.judge != "eval" else self._measured((self.own or self.grouping).coupling.program.model)
+        )
         self._file = self.resume or cache_folder() / "search" / f"{self._digest()}.jsonl"
         self._read()
         names = [one.id for one in self.groups if one.size > 1]
@@ -150,7 +166,7 @@ class Search:
             progress.advance(min(1.0, (time.monotonic() - began) / self.budget.seconds))
         best = min(tried, key=lambda one: one[0])
         _log.info("search: divergence %.4g, %.4g without", best[0], tried[0][0])
-        return Found(self._weighed(best[1]), best[1], tried[0][0], best[0], singles, len(tried))
+        return Found(self.judge, self._weighed(best[1]), best[1], tried[0][0], best[0], singles, len(tried))
 
     def _proposals(
         self, plain: dict[str, float], damped: dict[str, float], full: dict[str, float],
@@ -211,8 +227,9 @@ class Search:
             cut = Shrink(keep)(self.grouping)
             fit = self._fit[: _FITTED[whole]]
             repaired = Repair(only_cut=not whole)(self.grouping, keep, cut, fit, OrtRunner())
-            near = fidelity(self._expected, outputs_of(partial(OrtRunner(), repaired.model), self._look))
-            found = near.kl.value if near.kl is not None else 1.0 - near.cosine.value
+            if self._figure is not None and self.own is not None:
+                restore(self.own, repaired.model, Shrink(keep)(self.own))
+            found = self._lost(repaired.model)
             self._known[key] = found if np.isfinite(found) else float("inf")
             with suppress(OSError):  # a cache that cannot be written: it is looked at again next time
                 self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -220,8 +237,22 @@ class Search:
                     file.write(json.dumps([key, self._known[key]]) + "\n")
         return self._known[key]
 
+    def _lost(self, model: ir.Model) -> float:
+        if self._figure is not None:
+            return self._figure - self._measured(model)
+        outputs = outputs_of(partial(OrtRunner(), model), self._look)
+        if self.judge == "mse":
+            return distance(self._expected, outputs) / len(self._look)
+        near = fidelity(self._expected, outputs)
+        return near.kl.value if near.kl is not None else 1.0 - near.cosine.value
+
+    def _measured(self, model: ir.Model) -> float:
+        assert self.metric is not None
+        return next(iter(self.metric(partial(OrtRunner(), model)).values())).value
+
     def _digest(self) -> str:
-        found = hashlib.sha256(__version__.encode())
+        words = f"{__version__} {self.judge} {self._figure} {self.metric and self.metric.source}"
+        found = hashlib.sha256(words.encode())
         for name, one in sorted(self.scores.values.items()):
             found.update(name.encode() + one.tobytes())
         for feeds in (*self._fit, *self._look):

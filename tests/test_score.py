@@ -358,3 +358,24 @@ def test_a_plug_in_needs_a_name_and_scores_alone(
     found = score.score_groups(score.criterion("last"), [CASTS], tensors)  # type: ignore[arg-type]
     assert found.notes == () and found.values["casts"].tolist() == [0, 1, 2, 3, 4, 5]
     assert not isinstance(score.criterion("last"), score.Calibrated)
+
+
+def test_a_sum_of_criteria_is_on_a_common_scale() -> None:
+    parts = [base.Scores({"a": np.array([1.0, 3.0]), "b": np.array([2.0])}, ("odd",), True),
+             base.Scores({"a": np.array([-10.0, 10.0]), "b": np.array([0.0])}, ("odd",))]  # fmt: skip
+    found = score.blended([1.0, 0.5], parts)
+    np.testing.assert_allclose(found.values["a"], [0.5 + 0.0, 1.5 + 0.5 * 2.0])
+    np.testing.assert_allclose(found.values["b"], [1.0 + 0.5 * 1.0])
+    assert found.notes == ("odd",) and not found.adds_up
+    assert score.blended([2.0], parts[:1]) is parts[0]
+
+
+def test_sums_of_criteria_are_read() -> None:
+    found = score.criteria("magnitude + 0.5*random", seed=3)
+    assert found == [(1.0, score.Magnitude()), (0.5, score.Random(seed=3))]
+    assert score.criteria("magnitude", p=1) == [(1.0, score.Magnitude(p=1))]
+    for text in ("magnitude+", "0*magnitude", "2*", "a b"):
+        with pytest.raises(UsageError, match=r"write a name, or a sum such as wanda\+0.5\*magnitude"):
+            score.criteria(text)
+    with pytest.raises(UsageError, match="is a sum of 2"):
+        score.criteria("magnitude+lamp", p=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,76 @@ def test_a_search_is_never_worse_than_where_it_began_and_resumes(tmp_path: Path)
     (kept,) = (tmp_path / "cache" / "search").iterdir()
     lines = kept.read_text().splitlines()
     assert len(lines) == len(set(lines))  # nothing was looked at twice
+
+
+def near(data: list[dict[str, Any]], network: Network) -> Any:
+    """A metric of the user's own: minus the mean distance of what a network says from what this one says."""
+    wanted = [network.program.run(network.program.model, one)["y"] for one in data]
+
+    def measured(run: Any) -> float:
+        return -float(np.mean([np.abs(run(one)["y"] - y).mean() for one, y in zip(data, wanted, strict=True)]))
+
+    return measured
+
+
+@pytest.mark.parametrize("calib", ["samples", "none"])
+def test_a_search_by_the_users_metric_looks_at_nothing_else(calib: str, tmp_path: Path) -> None:
+    sample = SAMPLES["residual"]()
+    network = loaded(sample, tmp_path)
+    called: list[float] = []
+    judge = near(feeds(sample, 8), network)
+
+    def metric(run: Any) -> float:
+        called.append(judge(run))
+        return called[-1]
+
+    result = network.export(
+        tmp_path / "out", target_macs="0.5x", calib=feeds(sample, 24) if calib == "samples" else "none",
+        calib_samples=24, measure=None, search_budget="8", search_by="eval", metric=metric,
+    )  # fmt: skip
+    found = result.to_json()["search"]
+    looked_at = called[1:-3]  # the original before, then original, cut network and artefact
+    assert called[0] == 0 and found["judge"] == "eval" and found["candidates"] == 8
+    assert found["divergence"] == pytest.approx(min(-one for one in looked_at[found["groups_looked_at"] :]))
+    assert found["divergence"] <= found["divergence_before"]
+
+
+def test_a_search_by_squared_distance(tmp_path: Path) -> None:
+    sample = SAMPLES["residual"]()
+    network = loaded(sample, tmp_path)
+    plans = {}
+    for judge in ("mse", "outputs"):
+        made = network.export(
+            tmp_path / judge, target_macs="0.5x", calib=feeds(sample, 24), measure=None, search_by=judge
+        )
+        plans[judge] = made.to_json()["search"]
+    assert plans["mse"]["judge"] == "mse" and plans["mse"]["divergence"] != plans["outputs"]["divergence"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"search_by": "eval"}, "--search-by eval judges by your own metric; add --eval"),
+        ({"search_by": "kl"}, "--search-by kl: choose outputs, mse, eval"),
+        ({"search_by": "mse", "criterion": "magnitude"}, "add --search-budget, such as 20"),
+    ],
+)
+def test_what_a_search_cannot_judge_by(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    sample = SAMPLES["plain"]()
+    with pytest.raises(UsageError, match=sentence):
+        loaded(sample, tmp_path).export(tmp_path / "out", target_macs="0.5x", calib=feeds(sample, 8), **options)
+
+
+def test_a_generator_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    sample = SAMPLES["plain"]()
+    network = loaded(sample, tmp_path)
+    monkeypatch.setattr("graphprune.frontends.samples._MOST", 5)
+    endless = (sample.feeds(seed=i) for i in itertools.count())
+    assert read_samples(endless, network.program).count == 5
+    assert "the first 5 samples are used; --calib-samples says how many" in caplog.text
+    assert read_samples(endless, network.program, limit=7).count == 7
+    np.savez(tmp_path / "many.npz", x=np.zeros((9, 3, 8, 8), np.float32))
+    assert read_samples(tmp_path / "many.npz", network.program).count == 9
 
 
 def test_the_fastest_network_within_a_bound(tmp_path: Path) -> None:

@@ -136,7 +136,11 @@ def test_a_trained_program_is_pruned_like_any_other(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(1.5)
-    network = graphprune.Network(graphprune.load_state(program, module), None, "trained", {})
+    network = graphprune.Network(program, None, "residual", {}).load_state(module)
+    with pytest.raises(UsageError, match="would overwrite the source"):
+        network.save(tmp_path / "m.onnx")
+    again = graphprune.load(network.save(tmp_path / "trained.onnx")).program
+    assert error(again, module, made.feeds()) <= made.tolerance
     result = network.export(tmp_path / "out", target_params="0.7x", measure=None)
     pruned = graphprune.load(result.model)
     smaller = graphprune.to_torch(pruned)

@@ -58,7 +58,8 @@ def _criterion_options(_ctx: click.Context, _param: click.Parameter, texts: tupl
 @calibration_options()
 @click.option(
     "--criterion", metavar="NAME",
-    help="How units are ranked; `graphprune criteria` lists them.  [default: obs with --calib, else magnitude]",
+    help="How units are ranked, by name or as a sum (wanda+0.5*magnitude); `graphprune criteria` lists them.  "
+    "[default: obs with --calib, else magnitude]",
 )  # fmt: skip
 @click.option(
     "--criterion-option", "criterion_options", multiple=True, callback=_criterion_options, metavar="KEY=VALUE",

@@ -270,6 +270,11 @@ def calibration_options() -> _Decorator[_F]:
             "do not.  [default: 3 for obs]",
         ),
         click.option(
+            "--search-by", type=click.Choice(["outputs", "mse", "eval"]), default="outputs", show_default=True,
+            help="What candidates are judged by: the divergence of their outputs from the original's, the squared "
+            "distance, or your own metric (--eval).",
+        ),
+        click.option(
             "--quantize", type=click.Choice(["int8"]),
             help="Also write model.int8.onnx, and compare dense and pruned, float and int8.",
         ),

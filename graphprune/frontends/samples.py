@@ -27,6 +27,7 @@ Feeds = Mapping[str, Array]
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 NOISE = "none"  # instead of data
 _NOISE = 256  # samples of it
+_MOST = 4096  # samples of a generator, which may have no end
 _SPATIAL = 8  # least size of an axis that has a spectrum
 _BATCH = 16  # samples of a run at most, where the batch may be chosen
 _RUNS = 20  # at least, where there are so many samples: every fifth is kept out of the fits that choose a ridge
@@ -178,7 +179,8 @@ def read_samples(
         source: an ``.npz`` file (one array per input, samples on the first axis; or one array of any name where there
             is one input); a folder of such files, of ``.npy`` files (one run each) or of images;
             ``module:function`` or ``file.py:function`` that yields dictionaries of arrays (or arrays, or tuples
-            ``(inputs, label)``); a sequence of them; or ``none``: noise, where there are no data.
+            ``(inputs, label)``), of which the first 4096 are used where ``limit`` says no other number; a sequence
+            of them; or ``none``: noise, where there are no data.
         program: the network that they are for.
         limit: at most so many runs (samples, where the network takes one at a time).
         images: how images are read.
@@ -202,7 +204,9 @@ def read_samples(
         made, text = source, "samples in memory"
     found: list[Feeds] = []
     iterator = iter(made)
-    while limit is None or len(found) < limit:
+    of_files = isinstance(source, (str, Path)) and not is_reference(str(source))
+    most = _MOST if limit is None and isinstance(made, Iterator) and not of_files else limit
+    while most is None or len(found) < most:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 one = next(iterator)
@@ -213,6 +217,8 @@ def read_samples(
         except Exception as error:
             raise InputError(f"'{text}' raised {first_line(error)}") from error
         found.append(_checked(one, program, f"sample {len(found)} of '{text}'"))
+    if limit is None and len(found) == most:
+        _log.warning("'%s': the first %d samples are used; --calib-samples says how many", text, most)
     if not found:
         raise InputError(f"'{text}' holds no samples to calibrate on")
     return Samples(tuple(found), text)

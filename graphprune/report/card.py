@@ -46,7 +46,17 @@ _VALUES = (
         "criterion",
         "allocation",
     ),
-    *("max_drop", "search_budget", "quantize", "latency_table", "profile_seconds", "floor", "repair", "metric"),
+    *(
+        "max_drop",
+        "search_budget",
+        "search_by",
+        "quantize",
+        "latency_table",
+        "profile_seconds",
+        "floor",
+        "repair",
+        "metric",
+    ),
     *("align", "verify_dtype", "samples", "atol", "rtol", "max_shard_size", "seed"),
 )
 _FOUND = ("target_latency", "target_macs")  # what --max-drop finds itself

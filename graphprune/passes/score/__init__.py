@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphprune.errors import InputError
+from graphprune.errors import InputError, UsageError
 from graphprune.passes.score.activations import Activation, Fluctuation, Variance, Wanda
 from graphprune.passes.score.base import NORMALIZERS, REDUCTIONS, Calibrated, Criterion, Scores, Tensors, estimates_loss
+from graphprune.passes.score.blend import blended, split_terms
 from graphprune.passes.score.cache import ScoreCache
 from graphprune.passes.score.chance import Random
 from graphprune.passes.score.gradients import Fisher, Grasp, Lrp, Snip, Synflow, Taylor
@@ -51,6 +52,8 @@ __all__ = [
     "Tensors",
     "Variance",
     "Wanda",
+    "blended",
+    "criteria",
     "criterion",
     "estimates_loss",
     "known",
@@ -119,6 +122,17 @@ def criterion(name: str, **options: object) -> Criterion | Calibrated:
     Raises ``UsageError`` for an unknown name or option (with the nearest ones) or a value that makes no sense.
     """
     return create(CRITERIA if name in CRITERIA else known(), "criterion", name, options)
+
+
+def criteria(text: str, seed: int = 0, **options: object) -> list[tuple[float, Criterion | Calibrated]]:
+    """What ``obs`` or a sum such as ``wanda+0.5*magnitude`` names, with weights; ``seed`` is for ``random``.
+
+    Raises ``UsageError`` as :func:`criterion` does, and for options beside a sum.
+    """
+    terms = [(1.0, text)] if text in known() else split_terms(text)
+    if len(terms) > 1 and options:
+        raise UsageError(f"--criterion-option is for one criterion, and {text!r} is a sum of {len(terms)}")
+    return [(w, criterion(name, **({"seed": seed} if name == "random" else {}) | options)) for w, name in terms]
 
 
 def _silent(group: Group, *, scales: frozenset[str]) -> None:
