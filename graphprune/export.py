@@ -335,8 +335,10 @@ class _Export:
     def _calibration_document(self) -> dict[str, Any] | None:
         if not self.samples.count:
             return None
+        assert self.chooser is not None
+        where = Path(self.samples.source).name if Path(self.samples.source).exists() else self.samples.source
         return {
-            "source": Path(self.samples.source).name if Path(self.samples.source).exists() else self.samples.source,
+            "source": f"matched {where}" if self.chooser.matched else where,
             "fitted": self.fitted,
             "held_out": self.held.count,
             "sha256": self.samples.digest(),

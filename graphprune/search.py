@@ -165,7 +165,7 @@ class Search:
             tried.append((self._whole(one), one))
             progress.advance(min(1.0, (time.monotonic() - began) / self.budget.seconds))
         best = min(tried, key=lambda one: one[0])
-        _log.info("search: divergence %.4g, %.4g without", best[0], tried[0][0])
+        _log.info("search: by %s %.4g is lost, %.4g without", self.judge, best[0], tried[0][0])
         return Found(self.judge, self._weighed(best[1]), best[1], tried[0][0], best[0], singles, len(tried))
 
     def _proposals(

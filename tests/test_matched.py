@@ -88,12 +88,15 @@ def test_without_data_the_outputs_are_nearer_and_the_statistics_are_the_original
         return distance(*(outputs_of(lambda one, m=m: OrtRunner()(m, one), real) for m in models))
 
     near = lost("matched")
+    said = (tmp_path / "matched" / "README.md").read_text()
+    assert "samples of noise, matched to the statistics that the network holds of its training data" in said
     artefact = graphprune.load(tmp_path / "matched" / "model.onnx").program
     for node in norms(artefact.model).values():
         mean = artefact.tensor(node.inputs[3].name)
         assert np.isin(mean, network.program.tensor(node.inputs[3].name)).all()
     monkeypatch.setattr("graphprune.choose.matched", lambda *_: None)
     assert near < 0.5 * lost("plain")
+    assert r"samples of noise \(" in (tmp_path / "plain" / "README.md").read_text()
 
 
 def test_a_network_that_remembers_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -19,9 +20,11 @@ from models import Net, residual
 import graphprune
 from graphprune.cli.main import main
 from graphprune.errors import InputError, UsageError
+from graphprune.passes.shrink import Shrink
 
 torch = pytest.importorskip("torch")
 
+from graphprune.training.distill import consumers  # noqa: E402
 from graphprune.training.finetune import _Training  # noqa: E402
 from graphprune.training.groups import difference, outputs_of  # noqa: E402
 from graphprune.training.iterative import prune_and_tune, shares  # noqa: E402
@@ -276,12 +279,97 @@ def test_a_checkpoint_belongs_to_one_network_and_one_original(files: Path, tmp_p
     assert keys[0] != keys[1]
 
 
-def test_devices_and_processes_that_do_not_serve(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_that_do_not_serve(files: Path) -> None:
     with pytest.raises(UsageError, match=r"--device abacus: PyTorch .* has no such device here"):
         tune(files, device="abacus")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="in turn run in one process"):
-        prune_and_tune(files / "original.onnx", files / "data.npz", tmp_path, target="0.7x")
+
+
+@pytest.mark.parametrize("broken_at", ["cut", "training"])
+def test_steps_go_on_where_they_were_broken_off(
+    broken_at: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, data = files / "original.onnx", files / "data.npz"
+    options = graphprune.training.finetune.FinetuneOptions(  # type: ignore[attr-defined]
+        updates=12, batch=2, lr=3e-3, limit=40, checkpoint_every=2
+    )
+    job: dict[str, Any] = {"target": "0.6x", "steps": 3, "options": options}
+    prune_and_tune(original, data, tmp_path / "whole", **job)
+    assert sorted(one.name for one in (tmp_path / "whole").iterdir()) == ["finetune.json", "model.onnx"]
+    with monkeypatch.context() as broken:
+        if broken_at == "cut":
+            real, cuts = graphprune.Network.export, itertools.count()
+
+            def export(self: Any, *given: Any, **more: Any) -> Any:
+                if next(cuts) == 1:
+                    raise KeyboardInterrupt
+                return real(self, *given, **more)
+
+            broken.setattr(graphprune.Network, "export", export)
+        else:
+            step, updates = _Training._step, itertools.count()
+
+            def stepped(self: Any, batch: Any) -> None:
+                if next(updates) == 9:  # the fourth of the last training
+                    raise KeyboardInterrupt
+                step(self, batch)
+
+            broken.setattr(_Training, "_step", stepped)
+        with pytest.raises(KeyboardInterrupt):
+            prune_and_tune(original, data, tmp_path / "out", **job)
+    assert not (tmp_path / "out" / "model.onnx").exists()
+    with pytest.raises(UsageError, match="other options, samples or another network"):
+        prune_and_tune(original, data, tmp_path / "out", resume=True, **{**job, "target": "0.5x"})
+    result = prune_and_tune(original, data, tmp_path / "out", resume=True, **job)
+    assert result.folder == tmp_path / "out" and not (tmp_path / "out" / "steps").exists()
+    expected, found = (weights(tmp_path / name / "model.onnx") for name in ("whole", "out"))
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(one, expected[name]) for name, one in found.items())
+
+
+def test_torchrun_cuts_once_and_trains_together(files: Path, tmp_path: Path) -> None:
+    words = [
+        *("finetune", str(files / "original.onnx"), "--target-macs", "0.6x", "--steps", "2", "--data-samples", "24"),
+        *("--data", str(files / "data.npz"), "--updates", "6", "--batch", "2", "--lr", "3e-3"),
+    ]
+    assert main([*words, "-o", str(tmp_path / "one")]) == 0
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "graphprune", *words, "-o", str(tmp_path / "two")),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=180,
+        check=True,
+    )
+    expected, found = (weights(tmp_path / name / "model.onnx") for name in ("one", "two"))
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-2, atol=1e-4)
+
+
+def test_inner_values_behind_what_was_cut_are_found(files: Path, tmp_path: Path) -> None:
+    network = graphprune.load(files / "original.onnx")
+    first = ("a1.conv.weight", "b1.conv.weight")
+    inside = {
+        one.id: np.arange(one.size) % 2 == 0
+        for one in network.grouping.groups
+        if any(m.tensor in first and m.role == "producer" for m in one.members)
+    }
+    onnx_file = network.save(tmp_path / "same.onnx")
+    network.write(Shrink(inside)(network.grouping), tmp_path / "cut.onnx")
+    pruned = graphprune.load(tmp_path / "cut.onnx")
+    found = consumers(pruned, graphprune.load(onnx_file))
+    norms = [node.outputs[0].name for node in network.program.model.graph if node.op_type == "BatchNormalization"]
+    assert len(inside) == 2 and found == (norms[2], norms[4])  # behind the second convolution of each block
+    data = files / "data.npz"
+    plain, both = (graphprune.finetune(pruned, network, data, updates=1, features=names) for names in ((), ("auto",)))
+    assert both.before > plain.before
+
+
+def test_a_loader_with_labels_gives_samples(files: Path) -> None:
+    images = torch.from_numpy(np.load(files / "data.npz")["x"][:24])
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(24)), batch_size=8)
+    given = (files / "pruned" / "model.onnx", files / "original.onnx")
+    assert graphprune.finetune(*given, loader, **RUN).after < graphprune.finetune(*given, loader, **RUN).before
 
 
 def test_samples_that_hold_nan_are_blamed(files: Path, tmp_path: Path) -> None:

@@ -43,7 +43,13 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--distil", type=float, default=1.0, show_default=True, help="Weight of the distance from ORIGINAL.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the rows that are compared.")
-@click.option("--feature", "features", multiple=True, metavar="NAME", help="Compare this inner value too. Repeatable.")
+@click.option(
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="NAME",
+    help="Compare this inner value too; auto: those behind what was cut. Repeatable.",
+)
 @click.option("--feature-weight", type=float, default=1.0, show_default=True)
 @click.option("--rank", type=click.IntRange(min=1), metavar="R", help="Train low-rank updates, merged at the end.")
 @click.option("--statistics", is_flag=True, help="Also update BatchNorm's running means and variances.")
@@ -90,8 +96,6 @@ def command(
         raise UsageError(
             "give the ORIGINAL that MODEL was pruned from, or one of --target-macs and --target-params to prune MODEL"
         )
-    if original is None and resume:
-        raise UsageError("--resume goes on with the training of one pruned MODEL; leave it out with --target-...")
     try:
         from graphprune.training.finetune import finetune
         from graphprune.training.iterative import prune_and_tune
@@ -111,6 +115,7 @@ def command(
             quantity=quantity,
             steps=steps,
             options=chosen,
+            resume=resume,
             input_shapes=input_shapes,
         )
     document = Path(out, "finetune.json")

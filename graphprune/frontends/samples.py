@@ -340,9 +340,18 @@ def _wanted(program: Program) -> str:
     return ", ".join(f"{name} {'x'.join(map(str, program.shapes[name]))}" for name in _inputs(program))
 
 
+def _labelled(sample: Any) -> bool:
+    """Whether it is an input with a label, which nothing here needs: a pair, or the list that a DataLoader gives."""
+    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        return False
+    return isinstance(sample, tuple) or (
+        all(hasattr(one, "shape") for one in sample) and len(sample[1].shape) < len(sample[0].shape)
+    )
+
+
 def _checked(sample: Any, program: Program, where: str) -> Feeds:
     inputs = _inputs(program)
-    if isinstance(sample, tuple) and len(sample) == 2:  # with a label, which nothing here needs
+    if _labelled(sample):
         sample = sample[0]
     if not isinstance(sample, Mapping):
         if len(inputs) != 1:

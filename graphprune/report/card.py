@@ -292,9 +292,13 @@ def repair_sentence(manifest: Mapping[str, Any]) -> str:
         return "Repair changed nothing."
     before, after = (sum(one[key] for one in maps) / max(1, len(maps)) for key in ("before", "after"))
     how = "constants and biases refitted" if repaired["method"] == "refit" else "biases shifted"
+    noise = {
+        "noise": " of noise",
+        "matched noise": " of noise, matched to the statistics that the network holds of its training data",
+    }.get(data["source"], "")
     return (
-        f"Repaired on {data['fitted']} samples ({how}): {len(maps)} linear maps missed {before:.1%} of the original's "
-        f"variance on average before, {after:.1%} afterwards."
+        f"Repaired on {data['fitted']} samples{noise} ({how}): {len(maps)} linear maps missed {before:.1%} of the "
+        f"original's variance on average before, {after:.1%} afterwards."
     )
 
 

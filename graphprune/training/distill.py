@@ -3,23 +3,63 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from graphprune.backends.runner import OrtRunner
+from graphprune.backends.torch import to_torch
 from graphprune.backends.torch_emit.parameters import legal
+from graphprune.calibration.linear import linears_of
 from graphprune.calibration.losses import distance, kind_of
 from graphprune.errors import InputError, UsageError
 from graphprune.ir.program import Array, Program, with_outputs
 
-__all__ = ["Student", "Teacher"]
+if TYPE_CHECKING:
+    from graphprune.pipeline import Network
+
+__all__ = ["AUTO", "Student", "Teacher", "consumers"]
 
 Feeds = Mapping[str, Array]
+AUTO = "auto"  # instead of the names of inner values
 _MEMORY = 1 << 28  # bytes of the original's outputs that are kept instead of computed again
+
+
+def consumers(network: Network, original: Network) -> tuple[str, ...]:
+    """Values behind the linear maps that lost columns in the network, which it still has in the original's shape.
+
+    There the signal of what was cut arrives again in what was not. Each is taken behind what follows with constants
+    alone (a bias, a BatchNorm, an activation), since repair may have moved the map's mean into them.
+    """
+    here, there = network.program, original.program
+    linears = linears_of(original.grouping)
+    maps = {one.name for one in linears}
+    emitted = {node.name for node in to_torch(here).graph.nodes}
+    found: dict[str, None] = {}
+    for one in linears:
+        if one.weight in here.shapes and here.shapes[one.weight] != there.shapes[one.weight]:
+            name = _behind(there, one.name, maps)
+            if here.shapes.get(name) == there.shapes[name] and legal(name) in emitted:
+                found[name] = None
+    return tuple(found)
+
+
+def _behind(program: Program, name: str, maps: Collection[str]) -> str:
+    """The last of the values that are made of this one and constants, one after another, before the next map."""
+    while True:
+        uses = list(program.values()[name].uses())
+        if len(uses) != 1 or len(uses[0].node.outputs) != 1:
+            return name
+        others = [one for one in uses[0].node.inputs if one is not None and one.name != name]
+        (made,) = uses[0].node.outputs
+        if made.name is None or made.name in maps or any(one.name not in program.fixed for one in others):
+            return name
+        if program.shapes.get(made.name) != program.shapes[name]:
+            return name
+        name = made.name
 
 
 class Teacher:

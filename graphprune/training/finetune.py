@@ -23,13 +23,13 @@ from graphprune import progress
 from graphprune.backends.torch import load_state, to_torch
 from graphprune.calibration.losses import Loss, read_loss
 from graphprune.errors import InputError, UsageError
-from graphprune.frontends.samples import read_samples
+from graphprune.frontends.samples import Samples, read_samples
 from graphprune.ir.files import output_folder
 from graphprune.ir.program import Array, Program
 from graphprune.ir.store import external_locations, sha256_of, write_onnx
 from graphprune.pipeline import Network, load
 from graphprune.report.manifest import to_bytes
-from graphprune.training.distill import Student, Teacher
+from graphprune.training.distill import AUTO, Student, Teacher, consumers
 from graphprune.training.low_rank import LowRank
 from graphprune.training.options import FinetuneOptions
 from graphprune.training.parallel import World
@@ -38,7 +38,7 @@ from graphprune.training.rates import usual_sizes
 if TYPE_CHECKING:
     from torch import fx
 
-__all__ = ["FinetuneOptions", "FinetuneResult", "finetune"]
+__all__ = ["FinetuneOptions", "FinetuneResult", "finetune", "fingerprint"]
 
 _log = logging.getLogger(__name__)
 Feeds = Mapping[str, Array]
@@ -103,9 +103,9 @@ def finetune(
     if out is None and (resume or chosen.checkpoint_every):
         raise UsageError("checkpoints need a folder: give out=... (-o DIR)")
     with World.joined() as world, progress.step("finetune"):
-        networks = _network(network, input_shapes), _network(original, input_shapes)
+        networks = as_network(network, input_shapes), as_network(original, input_shapes)
         if out is not None:
-            _spare(Path(out), networks)
+            spare(Path(out), networks)
         return _Training(*networks, data, out, chosen, world).run(resume)
 
 
@@ -128,7 +128,10 @@ class _Training:
             raise UsageError("BatchNorm's statistics are updated in one process only; leave statistics out")
         _check_alike(network, original)
         self.student = Student(
-            self.module, Teacher(original.program, options.features), options.temperature, options.feature_weight
+            self.module,
+            Teacher(original.program, self._features(original)),
+            options.temperature,
+            options.feature_weight,
         )
         self.loss: Loss | None = None if options.loss is None else read_loss(options.loss)
         if self.loss is not None and world.size > 1:
@@ -146,13 +149,22 @@ class _Training:
                               weight_decay=options.weight_decay, **extra)  # type: ignore[arg-type]  # fmt: skip
         self.sizes = [usual_sizes(one) for one in self.weights] if options.relative else []
         self.slowed = 0
-        self.key = self._key(original)
+        self.key = fingerprint(options, samples, [network, original])
         self.update = self.best_update = 0
         self.best = self.before = self.least = math.inf
         self.best_state: dict[str, Tensor] = {}
         self.worse = 0
         self.recent = [0.0, 0.0]
         self.history: list[dict[str, float]] = []
+
+    def _features(self, original: Network) -> Sequence[str]:
+        """The inner values to compare: those named, or those behind what lost columns."""
+        if tuple(self.options.features) != (AUTO,):
+            return self.options.features
+        found = consumers(self.network, original)
+        if not found:
+            _log.warning("no inner value behind what was cut has the original's shape: the outputs alone are compared")
+        return found
 
     # --- The loop ----------------------------------------------------------------------------------------------------
 
@@ -326,18 +338,6 @@ class _Training:
         for name, value in self.module.state_dict().items():
             value.copy_(state[name])
 
-    def _key(self, original: Network) -> str:
-        """Equal for runs that train the same network for the same number of updates, before the first of them."""
-        plain = {name: value for name, value in self.options.to_json().items() if name != "checkpoint_every"}
-        found = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
-        found.update(self.samples.digest().encode())
-        for network in (self.network, original):
-            for name, value in network.program.model.graph.initializers.items():
-                if value.const_value is not None:
-                    found.update(f"{name} {value.const_value.shape} ".encode())
-                    found.update(value.const_value.tobytes())
-        return found.hexdigest()
-
     def _write_checkpoint(self) -> None:
         if self.out is None or self.world.rank:
             return
@@ -406,13 +406,26 @@ class _Training:
         (self.out / "checkpoint.pt").unlink(missing_ok=True)
 
 
+def fingerprint(options: FinetuneOptions, samples: Samples, networks: Sequence[Network]) -> str:
+    """Equal for runs that train the same networks on the same samples in the same way, before their first update."""
+    plain = {name: value for name, value in options.to_json().items() if name != "checkpoint_every"}
+    found = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
+    found.update(samples.digest().encode())
+    for network in networks:
+        for name, value in network.program.model.graph.initializers.items():
+            if value.const_value is not None:
+                found.update(f"{name} {value.const_value.shape} ".encode())
+                found.update(value.const_value.tobytes())
+    return found.hexdigest()
+
+
 def _rate(update: int, updates: int, warm_up: float) -> float:
     """The share of the learning rate at an update: linear warm-up, then a cosine to zero."""
     warm = max(1, round(warm_up * updates))
     return min((update + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0, update - warm) / max(1, updates - warm)))
 
 
-def _spare(out: Path, networks: Sequence[Network]) -> None:
+def spare(out: Path, networks: Sequence[Network]) -> None:
     """Raises UsageError where what is written would take the place of a network that was given, or of its export."""
     for one in networks:
         if one.source is None:
@@ -455,7 +468,7 @@ def _check_alike(network: Network, original: Network) -> None:
             )
 
 
-def _network(source: Any, input_shapes: Mapping[str | None, tuple[int, ...]] | None = None) -> Network:
+def as_network(source: Any, input_shapes: Mapping[str | None, tuple[int, ...]] | None = None) -> Network:
     if isinstance(source, Network):
         return source
     if isinstance(source, Program):

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import logging
 import os
-import tempfile
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from graphprune.errors import UsageError
+from graphprune.frontends.samples import NOISE, read_samples
 from graphprune.ir.files import output_folder
 from graphprune.passes.allocate import Target
 from graphprune.passes.allocate.target import Quantity
 from graphprune.pipeline import load
-from graphprune.training.finetune import FinetuneResult, _network, finetune
+from graphprune.training.finetune import FinetuneResult, as_network, finetune, fingerprint, spare
 from graphprune.training.options import FinetuneOptions
+from graphprune.training.parallel import World
 
 __all__ = ["prune_and_tune", "shares"]
+
+_log = logging.getLogger(__name__)
+_STEPS = "steps"
 
 
 def prune_and_tune(
@@ -30,6 +37,7 @@ def prune_and_tune(
     quantity: Quantity = "macs",
     steps: int = 5,
     options: FinetuneOptions | None = None,
+    resume: bool = False,
     input_shapes: Mapping[str | None, tuple[int, ...]] | None = None,
     **export: Any,
 ) -> FinetuneResult:
@@ -41,37 +49,70 @@ def prune_and_tune(
         out: folder for the last ``model.onnx`` and ``finetune.json``.
         target, quantity: ``"0.5x"`` or a number, on ``macs`` or ``params``; every step cuts by the same factor.
         steps: cuts; ``options.updates`` are shared out among them, see :func:`shares`.
+        resume: go on with what was cut and trained before, kept in the folder's ``steps`` until the end, and from the
+            last checkpoint of the training that was broken off.
         input_shapes: where the file leaves sizes open, as :func:`graphprune.load` takes them.
         export: further options of :meth:`graphprune.Network.export`.
+
+    Under ``torchrun`` the first process cuts, and all train.
 
     Raises:
         What :meth:`graphprune.Network.export` and :func:`finetune` raise.
     """
     if steps < 1:
         raise UsageError(f"steps={steps}: a number of at least 1")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("cuts and training in turn run in one process; under torchrun train one network at a time")
-    whole = _network(original, input_shapes)
+    whole = as_network(original, input_shapes)
     tuning = options or FinetuneOptions()
+    samples = read_samples(data, whole.program, limit=tuning.limit, images=tuning.images)
     amount = whole.cost.macs({}) if quantity == "macs" else whole.cost.params({})
     limit = Target.parse(target, quantity).limit(amount)
-    current, folder = whole, output_folder(out)
-    result: FinetuneResult | None = None
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    folder = output_folder(out)
+    spare(folder, [whole])
+    words = f"{quantity} {limit} {steps} {sorted(export.items())}"
+    with World.joined() as world:
+        if world.rank == 0:
+            _prepare(
+                folder / _STEPS, hashlib.sha256(f"{words} {fingerprint(tuning, samples, [whole])}".encode()), resume
+            )
+        world.wait()
+        current, result = whole, None
         for step, updates in enumerate(shares(tuning.updates, steps), 1):
-            at = Path(scratch) / str(step)
+            cut, tuned = (folder / _STEPS / f"{step}-{name}" for name in ("cut", "tuned"))
             asked = limit if step == steps else round(amount * (limit / amount) ** (step / steps))
             now = current.cost.macs({}) if quantity == "macs" else current.cost.params({})
             asked = min(asked, now)  # an earlier cut may have gone further than was asked
-            changes: dict[str, Any] = {f"target_{quantity}": str(asked), "calib": data, "measure": None, **export}
-            cut = current.export(at, None, calib_images=tuning.images, calib_samples=tuning.limit, **changes)
-            part = replace(tuning, updates=max(1, updates), checkpoint_every=0)
-            last = step == steps
-            pruned = load(cut.model, input_shapes=input_shapes)
-            result = finetune(pruned, whole, data, folder if last else at / "tuned", part)
-            current = load((folder if last else at / "tuned") / "model.onnx", input_shapes=input_shapes)
-    assert result is not None
-    return result
+            if world.rank == 0 and not (cut / "manifest.json").exists():
+                changes: dict[str, Any] = {f"target_{quantity}": str(asked), "measure": None, **export}
+                calib = data if isinstance(data, str) and data == NOISE else samples.feeds
+                current.export(cut, None, **{"calib": calib, **changes})
+            world.wait()
+            if step == steps or not (tuned / "finetune.json").exists():
+                pruned = load(cut / "model.onnx", input_shapes=input_shapes)
+                part = replace(tuning, updates=max(1, updates))
+                goes_on = (tuned / "checkpoint.pt").exists()
+                result = finetune(pruned, whole, samples.feeds, tuned, part, resume=goes_on)
+            current = load(tuned / "model.onnx", input_shapes=input_shapes)
+        assert result is not None
+        if world.rank == 0:
+            for file in tuned.iterdir():
+                os.replace(file, folder / file.name)
+            shutil.rmtree(folder / _STEPS)
+        world.wait()
+    return replace(result, folder=folder)
+
+
+def _prepare(folder: Path, key: Any, resume: bool) -> None:
+    """A folder for what each step makes: an empty one, or that of the same job where it goes on."""
+    mark = folder / "job.txt"
+    if resume and mark.exists():
+        if mark.read_text(encoding="utf-8") != key.hexdigest():
+            raise UsageError(f"'{folder}' is of other options, samples or another network; start without resume")
+        return
+    if resume:
+        _log.warning("there is nothing in '%s' to go on from: it starts from the beginning", folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    mark.write_text(key.hexdigest(), encoding="utf-8")
 
 
 def shares(updates: int, steps: int) -> list[int]:

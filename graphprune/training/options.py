@@ -29,7 +29,8 @@ class FinetuneOptions:
             original, which counts ``distil`` times (0: not at all), and the last weights are kept. Without it the
             samples alone are trained on, and the weights nearest to the original are kept.
         temperature: of the rows of classes that are compared.
-        features, feature_weight: inner values that are compared as well, by mean square.
+        features, feature_weight: inner values that are compared as well, by mean square over that of the original's;
+            ``("auto",)``: those behind the maps that lost columns, see :func:`graphprune.training.distill.consumers`.
         rank: train low-rank updates of the weights, merged at the end, and all vectors (Hu et al., "LoRA", 2021; Zimmer
             et al., "PERP", 2023); None: all weights.
         statistics: also update BatchNorm's running means and variances; else they stay as they are.
