@@ -1,15 +1,18 @@
-"""Pruning during and after training on the zoo's trained networks, against Torch-Pruning with the same number of steps.
+"""Pruning before, during and after training on the zoo's networks, against Torch-Pruning with the same number of steps.
 
     python -m benchmarks.training run [--networks digits_plain,...] [--seeds 3] [--epochs 15]
+    python -m benchmarks.training initial [--networks digits_plain,...] [--seeds 3]
     python -m benchmarks.training table
 
-Every cell starts from the same trained network and takes the same number of optimiser steps on the same labelled data.
+Every cell of ``run`` starts from the same trained network and takes the same number of optimiser steps on the same
+labelled data. ``initial`` cuts untrained networks and trains what is left as the zoo's networks are trained.
 Rows are appended to ``docs/training.jsonl`` one by one; a run goes on where the last one ended.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import statistics
@@ -180,6 +183,40 @@ def torch_pruning(task: Task, share: float, kind: str) -> tuple[float, int, str]
     return task.accuracy(module), found, ""
 
 
+def initial(task: Task, share: float, criterion: str) -> tuple[float, int, str]:
+    """An untrained network, cut and then trained by the zoo's recipe; ``criterion`` is empty for the whole network."""
+    zoo = small.NETWORKS[task.name]
+    with small.one_seeded_thread(task.seed):
+        module = zoo.build()
+    whole = network = graphprune.load(module, inputs=task.example)
+    if criterion:
+
+        def loss(run: Any) -> Any:
+            for k in range(8):
+                part = slice(k * BATCH, (k + 1) * BATCH)
+                (logits,) = run({"x": task.data.train_images[part]}).values()
+                yield nn.functional.cross_entropy(logits, task.labels[part])
+
+        options: dict[str, Any] = {}
+        if criterion in GRADIENTS:
+            options = {"calib": task.calibration(), "repair": "none"}
+            options |= {} if criterion == "synflow" else {"criterion_options": {"loss": loss}}
+        limit = int(share * whole.cost.macs({}))
+        with tempfile.TemporaryDirectory() as folder:
+            result = whole.export(
+                folder, target_macs=str(limit), criterion=criterion, measure=None, seed=task.seed, **options
+            )
+            graphprune.prune_module(module, result.plan_path, task.example)
+        network = graphprune.load(module, inputs=task.example)
+    small.fit(module, task.data, dataclasses.replace(zoo.training, seed=task.seed))
+    return task.accuracy(module), network.cost.macs({}) // BATCH, ""
+
+
+GRADIENTS = ("snip", "grasp", "synflow")
+INITIAL: Mapping[str, str] = {
+    "untrained, whole": "",
+    **{f"untrained, {name}": name for name in ("random", "magnitude", *GRADIENTS)},
+}
 METHODS: Mapping[str, Callable[[Task, float], tuple[float, int, str]]] = {
     "one shot": lambda task, share: one_shot(task, share),
     "one shot, taylor": lambda task, share: one_shot(task, share, criterion="taylor"),
@@ -216,11 +253,28 @@ def run(networks: list[str], methods: list[str], targets: list[float], seeds: in
                     _measure(row, task)
 
 
+def run_initial(networks: list[str], targets: list[float], seeds: int) -> None:
+    """Measure what is missing of the networks that are cut before they are trained."""
+    torch.set_num_threads(1)
+    known = {key(row) for row in read_rows()}
+    for seed in range(seeds):
+        for name in networks:
+            epochs = small.NETWORKS[name].training.epochs
+            task = Task(name, seed, epochs)
+            for method, criterion in INITIAL.items():
+                for share in targets if criterion else (1.0,):
+                    row = {"network": name, "method": method, "target": share, "seed": seed, "epochs": epochs}
+                    if key(row) not in known:
+                        _measure(row, task)
+
+
 def _measure(row: dict[str, Any], task: Task) -> None:
     start = time.perf_counter()
     whole = macs_of(task.module(), task)
     try:
-        if row["target"] == 1.0:
+        if row["method"] in INITIAL:
+            accuracy, macs, note = initial(task, row["target"], INITIAL[row["method"]])
+        elif row["target"] == 1.0:
             module = task.module()
             row["before"] = task.accuracy(module)
             task.train(module, task.steps)
@@ -240,15 +294,16 @@ def table() -> str:
     """The rows as text: mean and spread of the accuracy over the seeds, beside the share of MACs reached."""
     rows = read_rows()
     parts = [
-        "# Pruning during and after training\n",
+        "# Pruning before, during and after training\n",
         "Test accuracy in percent, mean (and lowest to highest) over the seeds; every cell takes the same number of "
-        "optimiser steps from the same trained network. In brackets the share of the MACs that is left.\n",
+        "optimiser steps from the same trained network; *untrained* ones are cut first and trained then, as the zoo's are. "
+        "In brackets the share of the MACs that is left.\n",
         f"{machine_line()}\n",
     ]
     for target in sorted({row["target"] for row in rows if row["target"] < 1}, reverse=True):
         networks = sorted({row["network"] for row in rows})
         lines = []
-        for method in ["dense, trained further", *METHODS]:
+        for method in ["dense, trained further", *METHODS, *INITIAL]:
             here = [row for row in rows if row["method"] == method and row["target"] in (target, 1.0)]
             cells = [_cell([row for row in here if row["network"] == name]) for name in networks]
             if any(cells):
@@ -279,6 +334,10 @@ def main(arguments: list[str] | None = None) -> int:
     runs.add_argument("--targets", default=",".join(map(str, TARGETS)))
     runs.add_argument("--seeds", type=int, default=3)
     runs.add_argument("--epochs", type=int, default=15)
+    before = verbs.add_parser("initial")
+    before.add_argument("--networks", default=",".join(small.NETWORKS), help="names, separated by commas")
+    before.add_argument("--targets", default=",".join(map(str, TARGETS)))
+    before.add_argument("--seeds", type=int, default=3)
     verbs.add_parser("table")
     options = parser.parse_args(arguments)
     if options.verb == "run":
@@ -289,6 +348,9 @@ def main(arguments: list[str] | None = None) -> int:
             options.seeds,
             options.epochs,
         )
+    if options.verb == "initial":
+        shares_asked = [float(one) for one in options.targets.split(",")]
+        run_initial(options.networks.split(","), shares_asked, options.seeds)
     TABLE.write_text(table())
     return 0
 
