@@ -296,8 +296,8 @@ def table() -> str:
     parts = [
         "# Pruning before, during and after training\n",
         "Test accuracy in percent, mean (and lowest to highest) over the seeds; every cell takes the same number of "
-        "optimiser steps from the same trained network; *untrained* ones are cut first and trained then, as the zoo's are. "
-        "In brackets the share of the MACs that is left.\n",
+        "optimiser steps from the same trained network; *untrained* ones are cut first and trained then, as the zoo's "
+        "are. In brackets the share of the MACs that is left.\n",
         f"{machine_line()}\n",
     ]
     for target in sorted({row["target"] for row in rows if row["target"] < 1}, reverse=True):

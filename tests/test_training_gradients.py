@@ -204,19 +204,24 @@ def test_without_labels_the_outputs_serve(tmp_path: Path, name: str) -> None:
     assert all(np.array_equal(one, scores(net, name)[key]) for key, one in found.items())
 
 
-def test_an_export_ranks_by_the_users_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["named", "handed over"])
+def test_an_export_ranks_by_the_users_loss(how: str, tmp_path: Path) -> None:
     network(tmp_path)
     source = (
         "import numpy as np\nimport torch\n\n\ndef loss(run):\n    yield run({'x': np.ones((2, 6), 'f')})['p'].sum()\n"
     )
     (tmp_path / "own_loss.py").write_text(source)
     net = graphprune.load(tmp_path / "mlp.onnx")
-    options = {"loss": f"{tmp_path / 'own_loss.py'}:loss"}
+    options: dict[str, Any] = {"loss": f"{tmp_path / 'own_loss.py'}:loss"}
+    if how == "handed over":
+        options = {"loss": lambda run: [run({"x": np.ones((2, 6), "f")})["p"].sum()]}
     result = net.export(
         tmp_path / "out", target_params="0.6x", criterion="taylor", criterion_options=options, measure=None,
         calib=[{"x": DATA[:6]}],
     )  # fmt: skip
     assert result.reached["params"] <= 0.6 * result.original["params"]
+    said = result.to_json()["options"]["criterion_options"]["loss"]
+    assert said == (options["loss"] if how == "named" else "a function")
 
 
 def test_a_loss_that_does_not_depend_on_the_network_is_refused(tmp_path: Path) -> None:

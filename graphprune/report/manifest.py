@@ -217,7 +217,9 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
-    return value.name if isinstance(value, Path) else value
+    if hasattr(value, "item"):  # a scalar of numpy
+        return value.item()
+    return value.name if isinstance(value, Path) else f"a {type(value).__name__}" if callable(value) else value
 
 
 def to_bytes(document: Mapping[str, Any]) -> bytes:
