@@ -120,6 +120,13 @@ def settled(options: ExportOptions) -> ExportOptions:
     )
 
 
+#: what a plan that is replayed has chosen already
+_CHOOSING = (
+    *("criterion", "allocation", "floor", "align", "include", "exclude", "stat"),
+    *("search_budget", "search_by", "latency_table"),
+)
+
+
 def check_options(options: ExportOptions) -> list[Target]:
     """The targets on parameters and MACs as data.
 
@@ -149,6 +156,11 @@ def check_options(options: ExportOptions) -> list[Target]:
         )
     if (targets or latency is not None) and options.plan is not None:
         raise UsageError("a plan that is replayed (--plan) takes no target; leave one of them out")
+    usual = ExportOptions()
+    idle = [name for name in _CHOOSING if getattr(options, name) not in (getattr(usual, name), [])]
+    if options.plan is not None and idle:
+        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+        raise UsageError(f"a plan that is replayed (--plan) leaves nothing to choose: leave out {flags}")
     _check_backend(options)
     _check_latency(options, latency)
     shard_size(options)

@@ -114,6 +114,9 @@ def test_a_replay_takes_no_target(made, tmp_path):
     source, plan = made
     with pytest.raises(UsageError, match=r"--plan\) takes no target"):
         graphprune.load(source).export(tmp_path / "out", plan=plan, target_params="0.5x")
+    with pytest.raises(UsageError, match="leaves nothing to choose: leave out --criterion, --align, --include"):
+        options = {"criterion": "magnitude", "align": 8, "include": ("a",), "exclude": []}
+        graphprune.load(source).export(tmp_path / "out", plan=plan, **options)
 
 
 def test_a_plan_for_another_network(made, tmp_path):
