@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
@@ -23,13 +21,14 @@ from graphprune import progress
 from graphprune.backends.torch import load_state, to_torch
 from graphprune.calibration.losses import Loss, read_loss
 from graphprune.errors import InputError, UsageError
-from graphprune.frontends.samples import Samples, read_samples
+from graphprune.frontends.samples import read_samples
 from graphprune.ir.files import output_folder
-from graphprune.ir.program import Array, Program
-from graphprune.ir.store import external_locations, sha256_of, write_onnx
-from graphprune.pipeline import Network, load
+from graphprune.ir.program import Array
+from graphprune.ir.store import sha256_of, write_onnx
+from graphprune.pipeline import Network
 from graphprune.report.manifest import to_bytes
 from graphprune.training.distill import AUTO, Student, Teacher, consumers
+from graphprune.training.given import as_network, check_alike, fingerprint, spare
 from graphprune.training.low_rank import LowRank
 from graphprune.training.options import FinetuneOptions
 from graphprune.training.parallel import World
@@ -38,7 +37,7 @@ from graphprune.training.rates import usual_sizes
 if TYPE_CHECKING:
     from torch import fx
 
-__all__ = ["FinetuneOptions", "FinetuneResult", "finetune", "fingerprint"]
+__all__ = ["FinetuneOptions", "FinetuneResult", "finetune"]
 
 _log = logging.getLogger(__name__)
 Feeds = Mapping[str, Array]
@@ -126,7 +125,7 @@ class _Training:
         self.module.train(options.statistics)
         if options.statistics and world.size > 1:
             raise UsageError("BatchNorm's statistics are updated in one process only; leave statistics out")
-        _check_alike(network, original)
+        check_alike(network, original)
         self.student = Student(
             self.module,
             Teacher(original.program, self._features(original)),
@@ -406,36 +405,10 @@ class _Training:
         (self.out / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def fingerprint(options: FinetuneOptions, samples: Samples, networks: Sequence[Network]) -> str:
-    """Equal for runs that train the same networks on the same samples in the same way, before their first update."""
-    plain = {name: value for name, value in options.to_json().items() if name != "checkpoint_every"}
-    found = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
-    found.update(samples.digest().encode())
-    for network in networks:
-        for name, value in network.program.model.graph.initializers.items():
-            if value.const_value is not None:
-                found.update(f"{name} {value.const_value.shape} ".encode())
-                found.update(value.const_value.tobytes())
-    return found.hexdigest()
-
-
 def _rate(update: int, updates: int, warm_up: float) -> float:
     """The share of the learning rate at an update: linear warm-up, then a cosine to zero."""
     warm = max(1, round(warm_up * updates))
     return min((update + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0, update - warm) / max(1, updates - warm)))
-
-
-def spare(out: Path, networks: Sequence[Network]) -> None:
-    """Raises UsageError where what is written would take the place of a network that was given, or of its export."""
-    for one in networks:
-        if one.source is None:
-            continue
-        files = [one.source, *(one.source.parent / name for name in external_locations(one.program.model))]
-        for target in (out / "model.onnx", out / "model.onnx.data"):
-            if target.exists() and any(file.exists() and os.path.samefile(target, file) for file in files):
-                raise UsageError(f"'{target}' would overwrite a network that was given; choose another output folder")
-    if (out / "manifest.json").exists():
-        raise UsageError(f"'{out}' holds an export and its manifest; choose another output folder")
 
 
 def _device(wanted: str | None) -> torch.device:
@@ -453,24 +426,3 @@ def _mixed(device: torch.device) -> Any:
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()
-
-
-def _check_alike(network: Network, original: Network) -> None:
-    """Raises UsageError where the one cannot have been cut from the other."""
-    for what in ("inputs", "outputs"):
-        here, there = (
-            [value.name or "" for value in getattr(one.program.model.graph, what)] for one in (network, original)
-        )
-        if here != there:
-            raise UsageError(
-                f"the original has the {what} {', '.join(there)}, and the network to be trained {', '.join(here)}: "
-                "give the network that it was pruned from"
-            )
-
-
-def as_network(source: Any, input_shapes: Mapping[str | None, tuple[int, ...]] | None = None) -> Network:
-    if isinstance(source, Network):
-        return source
-    if isinstance(source, Program):
-        return Network(source, source.source, "network", {})
-    return load(source, input_shapes=input_shapes)

@@ -18,7 +18,8 @@ from graphprune.ir.files import output_folder
 from graphprune.passes.allocate import Target
 from graphprune.passes.allocate.target import Quantity
 from graphprune.pipeline import load
-from graphprune.training.finetune import FinetuneResult, as_network, finetune, fingerprint, spare
+from graphprune.training.finetune import FinetuneResult, finetune
+from graphprune.training.given import as_network, fingerprint, spare
 from graphprune.training.options import FinetuneOptions
 from graphprune.training.parallel import World
 
