@@ -317,6 +317,9 @@ def test_steps_go_on_where_they_were_broken_off(
         with pytest.raises(KeyboardInterrupt):
             prune_and_tune(original, data, tmp_path / "out", **job)
     assert not (tmp_path / "out" / "model.onnx").exists()
+    (tmp_path / "other" / "steps").mkdir(parents=True)
+    with pytest.raises(UsageError, match="is in the way, and not of such a job"):
+        prune_and_tune(original, data, tmp_path / "other", **job)
     with pytest.raises(UsageError, match="other options, samples or another network"):
         prune_and_tune(original, data, tmp_path / "out", resume=True, **{**job, "target": "0.5x"})
     result = prune_and_tune(original, data, tmp_path / "out", resume=True, **job)

@@ -72,9 +72,8 @@ def prune_and_tune(
     words = f"{quantity} {limit} {steps} {sorted(export.items())}"
     with World.joined() as world:
         if world.rank == 0:
-            _prepare(
-                folder / _STEPS, hashlib.sha256(f"{words} {fingerprint(tuning, samples, [whole])}".encode()), resume
-            )
+            key = hashlib.sha256(f"{words} {fingerprint(tuning, samples, [whole])}".encode()).hexdigest()
+            _prepare(folder / _STEPS, key, resume)
         world.wait()
         current, result = whole, None
         for step, updates in enumerate(shares(tuning.updates, steps), 1):
@@ -102,18 +101,20 @@ def prune_and_tune(
     return replace(result, folder=folder)
 
 
-def _prepare(folder: Path, key: Any, resume: bool) -> None:
+def _prepare(folder: Path, key: str, resume: bool) -> None:
     """A folder for what each step makes: an empty one, or that of the same job where it goes on."""
     mark = folder / "job.txt"
     if resume and mark.exists():
-        if mark.read_text(encoding="utf-8") != key.hexdigest():
+        if mark.read_text(encoding="utf-8") != key:
             raise UsageError(f"'{folder}' is of other options, samples or another network; start without resume")
         return
     if resume:
         _log.warning("there is nothing in '%s' to go on from: it starts from the beginning", folder)
+    if folder.exists() and not mark.exists():
+        raise UsageError(f"'{folder}' is in the way, and not of such a job: choose another output folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    mark.write_text(key.hexdigest(), encoding="utf-8")
+    mark.write_text(key, encoding="utf-8")
 
 
 def shares(updates: int, steps: int) -> list[int]:
