@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,9 @@ def _order(targets: Iterable[str]) -> list[str]:
     return sorted(set(targets), key=lambda one: (one.rpartition(" ")[0], -float(one.rpartition(" ")[2].rstrip("x"))))
 
 
+_LOAD = re.compile(r"\d+ cores?, load average [\d.]+; ")  # of the moment
+
+
 def document(rows: list[dict[str, Any]]) -> str:
     """``docs/accuracy.md``."""
     networks: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -105,8 +109,8 @@ def document(rows: list[dict[str, Any]]) -> str:
     for name, own in networks.items():
         parts += [f"\n## {name}\n", *_network(own)]
     parts += ["\n## Costs\n", _costs(networks)]
-    machines = sorted({row["machine"] for row in rows if "machine" in row})
-    parts += ["\n## Machines\n", *(f"- {one}" for one in machines[-5:])]
+    machines = {_LOAD.sub("", row["machine"]) for row in rows if "machine" in row}
+    parts += ["\n## Machines\n", *(f"- {one}" for one in sorted(machines))]
     return "\n".join(parts) + "\n"
 
 
