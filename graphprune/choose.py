@@ -111,6 +111,12 @@ class Chooser:
             found = matched(self.network.grouping, self.samples.feeds, OrtRunner())
         return None if found is None else group(couple(found))
 
+    def follow(self, earlier: Chooser) -> None:
+        """Take over what an earlier export of the same network, on the same samples, has computed."""
+        self.model, self.scores, self.found = earlier.model, earlier.scores, earlier.found
+        if "matched" in vars(earlier):
+            vars(self)["matched"] = earlier.matched
+
     @property
     def looked_at(self) -> Grouping:
         """The network that scores, search and repair look at."""

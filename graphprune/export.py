@@ -210,7 +210,7 @@ class _Export:
             hashlib.sha256(json.dumps(source["files"], sort_keys=True).encode()).hexdigest(), self.seconds,
         )  # fmt: skip
         if self.earlier is not None:
-            chooser.model, chooser.scores, chooser.found = self.earlier.model, self.earlier.scores, self.earlier.found
+            chooser.follow(self.earlier)
         for attempt in range(1, _ATTEMPTS + 1):
             choice, document, made = self._met(chooser, staging, source["sha256"])
             accuracy = self._assessed(made)
