@@ -111,6 +111,11 @@ class Chooser:
             found = matched(self.network.grouping, self.samples.feeds, OrtRunner())
         return None if found is None else group(couple(found))
 
+    @property
+    def was_matched(self) -> bool:
+        """Whether anything was looked at in a matched network."""
+        return vars(self).get("matched") is not None
+
     def follow(self, earlier: Chooser) -> None:
         """Take over what an earlier export of the same network, on the same samples, has computed."""
         self.model, self.scores, self.found = earlier.model, earlier.scores, earlier.found

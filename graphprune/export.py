@@ -338,7 +338,7 @@ class _Export:
         assert self.chooser is not None
         where = Path(self.samples.source).name if Path(self.samples.source).exists() else self.samples.source
         return {
-            "source": f"matched {where}" if self.chooser.matched else where,
+            "source": f"matched {where}" if self.chooser.was_matched else where,
             "fitted": self.fitted,
             "held_out": self.held.count,
             "sha256": self.samples.digest(),

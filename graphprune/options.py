@@ -122,7 +122,7 @@ def settled(options: ExportOptions) -> ExportOptions:
 
 #: what a plan that is replayed has chosen already
 _CHOOSING = (
-    *("criterion", "allocation", "floor", "align", "include", "exclude", "stat"),
+    *("criterion", "criterion_options", "allocation", "floor", "align", "include", "exclude", "stat"),
     *("search_budget", "search_by", "latency_table"),
 )
 
@@ -159,7 +159,7 @@ def check_options(options: ExportOptions) -> list[Target]:
     usual = ExportOptions()
     idle = [name for name in _CHOOSING if getattr(options, name) not in (getattr(usual, name), [])]
     if options.plan is not None and idle:
-        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+        flags = ", ".join("--" + name.replace("_", "-").removesuffix("s") for name in idle)
         raise UsageError(f"a plan that is replayed (--plan) leaves nothing to choose: leave out {flags}")
     _check_backend(options)
     _check_latency(options, latency)

@@ -94,6 +94,11 @@ def test_without_data_the_outputs_are_nearer_and_the_statistics_are_the_original
     for node in norms(artefact.model).values():
         mean = artefact.tensor(node.inputs[3].name)
         assert np.isin(mean, network.program.tensor(node.inputs[3].name)).all()
+    idle = network.export(
+        tmp_path / "idle", target_macs="0.6x", calib="none", calib_samples=4, criterion="magnitude", repair="none",
+        measure=None,
+    )  # fmt: skip
+    assert idle.to_json()["calibration"]["source"] == "noise" and "match" not in idle.to_json()["seconds"]
     monkeypatch.setattr("graphprune.choose.matched", lambda *_: None)
     assert near < 0.5 * lost("plain")
     assert r"samples of noise \(" in (tmp_path / "plain" / "README.md").read_text()

@@ -114,8 +114,8 @@ def test_a_replay_takes_no_target(made, tmp_path):
     source, plan = made
     with pytest.raises(UsageError, match=r"--plan\) takes no target"):
         graphprune.load(source).export(tmp_path / "out", plan=plan, target_params="0.5x")
-    with pytest.raises(UsageError, match="leaves nothing to choose: leave out --criterion, --align, --include"):
-        options = {"criterion": "magnitude", "align": 8, "include": ("a",), "exclude": []}
+    with pytest.raises(UsageError, match="to choose: leave out --criterion, --criterion-option, --align, --include"):
+        options = {"criterion": "magnitude", "criterion_options": {"p": 1}, "align": 8, "include": ("a",)}
         graphprune.load(source).export(tmp_path / "out", plan=plan, **options)
 
 
