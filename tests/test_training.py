@@ -12,6 +12,8 @@ import pytest
 
 import graphprune
 from graphprune.errors import InputError, NothingPrunableError, UsageError
+from graphprune.passes.files import read_plan
+from graphprune.passes.plan import Plan
 
 torch = pytest.importorskip("torch")
 
@@ -250,6 +252,40 @@ def test_a_module_of_to_torch_is_trained_and_exported(tmp_path: Any) -> None:
     again = graphprune.load(result.model, inputs=network.program.examples)
     assert result.reached["macs"] <= 0.6 * result.original["macs"]
     assert difference(call(module, optimizer.groups.inputs), outputs_of(again)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["HESSO", "CRIC", "DHSPG"])
+def test_training_ends_at_the_widths_of_a_plan(groups: ModuleGroups, name: str, tmp_path: Any) -> None:
+    network = graphprune.load(groups.module, inputs=groups.inputs)
+    plan = network.export(tmp_path / "out", target_macs="0.5x", measure=None, verify=False).plan_path
+    options: dict[str, dict[str, Any]] = {
+        "HESSO": {"periods": 2, "fade": 3},
+        "CRIC": {"periods": 1, "fade": 3, "sampling": 2, "cycles": 2},
+        "DHSPG": {"length": 6},
+    }
+    optimizer = getattr(graphprune.optim, name)(groups, lr=1e-2, target=plan, start=1, **options[name])
+    train(groups.module, optimizer, 14)
+    kept = {one["id"]: len(one["kept"]) for one in read_plan(plan)["groups"]}
+    assert kept and {one: len(units) for one, units in optimizer.plan().kept.items()} == kept
+    network = optimizer.cut()
+    assert difference(call(groups.module, groups.inputs), outputs_of(network)) <= 1e-5
+    assert network.cost.macs({}) <= 0.5 * groups.network.cost.macs({})
+
+
+def test_a_plan_that_training_cannot_follow_is_refused(groups: ModuleGroups) -> None:
+    size = groups.groups[0].size
+    plan = Plan({groups.groups[0].id: np.arange(size - 1)})
+    with pytest.raises(UsageError, match="have no meaning where target is a plan"):
+        hesso(groups, target=plan, align=8)
+    with pytest.raises(InputError, match="'g999', which this network does not have"):
+        hesso(groups, target=Plan({"g999": np.arange(1)}))
+    every = groups.groups
+    groups.narrow(every[1:])
+    try:
+        with pytest.raises(UsageError, match="make the plan without it: exclude"):
+            hesso(groups, target=plan)
+    finally:
+        groups.narrow(every)
 
 
 def test_a_state_of_another_network_is_refused(groups: ModuleGroups) -> None:

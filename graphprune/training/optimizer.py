@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from graphprune.errors import InputError, UsageError
 from graphprune.passes.files import plan_document, write_plan
 from graphprune.passes.plan import Plan
-from graphprune.training.budget import Budget, Counted
+from graphprune.training.budget import Budget, Counted, widths_of
 from graphprune.training.groups import ModuleGroups, module_groups
 
 if TYPE_CHECKING:
@@ -41,12 +41,16 @@ class GroupOptimizer(torch.optim.Optimizer):
         lr: learning rate; schedulers of ``torch.optim.lr_scheduler`` work on it.
         variant: the base optimiser, ``sgd``, ``adam`` or ``adamw``; ``base`` are further options of it.
         params: parameters or parameter groups for it; all that are trained by default.
-        target, quantity, floor, align, allocation: see :class:`graphprune.training.budget.Budget`; by default every
+        target: the share that stays; or a plan for the same module or its file, such as an export wrote that met a
+            latency: every group is trained down to its width there, whichever units the plan chose.
+        quantity, floor, align, allocation: of a share, see :class:`graphprune.training.budget.Budget`; by default every
             group gives up the same share, since these scores compare the units of one group better than groups.
         start: steps before anything is taken out.
 
     Raises:
-        UsageError: an option makes no sense. NothingPrunableError: no group can be taken out by zeroing parameters.
+        UsageError: an option makes no sense, or the plan cuts a group that zeroed parameters do not take out.
+        InputError: the plan cannot be read or is of another network.
+        NothingPrunableError: no group can be taken out by zeroing parameters.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class GroupOptimizer(torch.optim.Optimizer):
         variant: str = "adamw",
         base: Mapping[str, Any] | None = None,
         params: Iterable[Any] | None = None,
-        target: float,
+        target: float | Plan | str | os.PathLike[str],
         quantity: Counted = "macs",
         floor: float = 0.1,
         align: int = 1,
@@ -72,12 +76,13 @@ class GroupOptimizer(torch.optim.Optimizer):
             raise UsageError(f"variant={variant!r} is not one of {', '.join(VARIANTS)}")
         if start < 0:
             raise UsageError(f"start={start}: a number of steps of at least 0")
-        self.budget = Budget(target, quantity, floor, align, allocation)
         self.groups = (
             module
             if isinstance(module, ModuleGroups)
             else module_groups(module, inputs, network=network, include=include, exclude=exclude)
         )
+        asked = target if isinstance(target, (int, float)) else widths_of(target, self.groups)
+        self.budget = Budget(asked, quantity, floor, align, allocation)
         trained = (value for value in self.groups.module.parameters() if value.requires_grad)
         self.base = VARIANTS[variant](list(trained if params is None else params), lr=lr, **(base or {}))
         super().__init__(self.base.param_groups, self.base.defaults)

@@ -70,6 +70,13 @@ def indispensable(group: Group, removal: Ints) -> Ints:
     return np.array(chosen, dtype=np.int64)
 
 
+def removal_order(group: Group, values: Floats) -> tuple[Ints, int]:
+    """The units in order of removal, lowest of ``values`` (size,) first; and how many at the end of it have to stay."""
+    removal = np.argsort(values, kind="stable")
+    always = indispensable(group, removal)
+    return np.append(removal[~np.isin(removal, always)], always), always.size
+
+
 @dataclass(frozen=True)
 class Steps:
     """All steps of all groups in the order in which units come back, most important first.
@@ -143,13 +150,11 @@ def make_steps(
     counts, rank, multiples, key, owner = [], [], [], [], []
     for index, group in enumerate(ordered):
         values = _scores_of(group, scores)
-        removal = np.argsort(values, kind="stable")
-        always = indispensable(group, removal)
-        removal = np.append(removal[~np.isin(removal, always)], always)
+        removal, always = removal_order(group, values)
         place = np.empty(group.size, dtype=np.int64)
         place[removal] = np.arange(group.size)
         multiple = multiple_of(group)
-        steps = allowed_counts(group.size, multiple, max(floor, always.size / group.size), max_ratio)
+        steps = allowed_counts(group.size, multiple, max(floor, always / group.size), max_ratio)
         counts.append(steps)
         rank.append(place)
         multiples.append(multiple)
