@@ -29,6 +29,7 @@ from torch import nn
 
 import graphprune
 from benchmarks.common import ROOT, machine_line, markdown_table
+from graphprune.passes.plan import Plan
 from graphprune.pipeline import Network
 from graphprune.training.iterative import shares
 from models_zoo import small
@@ -135,11 +136,23 @@ def one_shot(task: Task, share: float, steps: int = 1, **options: Any) -> tuple[
         return task.accuracy(module), network.cost.macs({}) // BATCH, ""
 
 
-def during(task: Task, share: float, kind: str) -> tuple[float, int, str]:
-    """One of the sparse optimisers, on the same steps."""
+def planned(task: Task, share: float) -> Plan:
+    """What one shot would cut, with its widths by consequence."""
+    network = graphprune.load(task.module(), inputs=task.example)
+    limit = int(share * network.cost.macs({}))
+    with tempfile.TemporaryDirectory() as folder:
+        result = network.export(
+            folder, target_macs=str(limit), calib=task.calibration(), measure=None, verify=False, repair="none"
+        )
+    return result.plan
+
+
+def during(task: Task, share: float, kind: str, *, to_plan: bool = False) -> tuple[float, int, str]:
+    """One of the sparse optimisers, on the same steps: equal shares of all groups, or the widths of a plan."""
     module = task.module()
     steps = task.steps
-    shared: dict[str, Any] = {"lr": RATE, "params": grouped(module), "target": share, "start": steps // 10}
+    target = planned(task, share) if to_plan else share
+    shared: dict[str, Any] = {"lr": RATE, "params": grouped(module), "target": target, "start": steps // 10}
     if kind == "dhspg":
         optimizer: Any = graphprune.optim.DHSPG(module, task.example, length=steps // 2, strength=30.0, **shared)
     elif kind == "cric":
@@ -224,6 +237,9 @@ METHODS: Mapping[str, Callable[[Task, float], tuple[float, int, str]]] = {
     "HESSO": lambda task, share: during(task, share, "hesso"),
     "HESSO-CRIC": lambda task, share: during(task, share, "cric"),
     "DHSPG": lambda task, share: during(task, share, "dhspg"),
+    "HESSO, to a plan": lambda task, share: during(task, share, "hesso", to_plan=True),
+    "HESSO-CRIC, to a plan": lambda task, share: during(task, share, "cric", to_plan=True),
+    "DHSPG, to a plan": lambda task, share: during(task, share, "dhspg", to_plan=True),
     "Torch-Pruning, group norm": lambda task, share: torch_pruning(task, share, "norm"),
     "Torch-Pruning, group Taylor": lambda task, share: torch_pruning(task, share, "taylor"),
 }
@@ -295,21 +311,30 @@ def table() -> str:
     rows = read_rows()
     parts = [
         "# Pruning before, during and after training\n",
-        "Test accuracy in percent, mean (and lowest to highest) over the seeds; every cell takes the same number of "
-        "optimiser steps from the same trained network; *untrained* ones are cut first and trained then, as the zoo's "
-        "are. In brackets the share of the MACs that is left.\n",
+        "Test accuracy in percent, mean (and lowest to highest) over the seeds; every cell of a network and number of "
+        "epochs takes the same number of optimiser steps from the same trained network. *To a plan*: to the widths of "
+        "one shot. *Untrained* networks are cut first and trained then, as the zoo's are. In brackets the share of the "
+        "MACs that is left.\n",
         f"{machine_line()}\n",
     ]
     for target in sorted({row["target"] for row in rows if row["target"] < 1}, reverse=True):
-        networks = sorted({row["network"] for row in rows})
-        lines = []
-        for method in ["dense, trained further", *METHODS, *INITIAL]:
-            here = [row for row in rows if row["method"] == method and row["target"] in (target, 1.0)]
-            cells = [_cell([row for row in here if row["network"] == name]) for name in networks]
-            if any(cells):
-                lines.append([method, *cells])
-        parts += [f"## {target:g}x of the MACs\n", markdown_table(["method", *networks], lines), ""]
+        parts.append(f"## {target:g}x of the MACs\n")
+        for methods in (("dense, trained further", *METHODS), tuple(INITIAL)):
+            parts += _table([row for row in rows if row["method"] in methods], methods, target)
     return "\n".join(parts)
+
+
+def _table(rows: list[dict[str, Any]], methods: tuple[str, ...], target: float) -> list[str]:
+    """Methods down, networks and their epochs across; nothing where nothing was cut to the target."""
+    shown = sorted({(row["network"], row["epochs"]) for row in rows if row["target"] == target})
+    lines = []
+    for method in methods:
+        here = [row for row in rows if row["method"] == method and row["target"] in (target, 1.0)]
+        lines.append(
+            [method, *(_cell([row for row in here if (row["network"], row["epochs"]) == one]) for one in shown)]
+        )
+    heads = [f"{name}, {epochs} epochs" for name, epochs in shown]
+    return [markdown_table(["method", *heads], [line for line in lines if any(line[1:])]), ""] if shown else []
 
 
 def _cell(rows: list[dict[str, Any]]) -> str:
