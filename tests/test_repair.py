@@ -13,8 +13,10 @@ from onnx import numpy_helper
 
 import graphprune
 from graphprune.backends.runner import OrtRunner
+from graphprune.calibration.moments import Moments
 from graphprune.calibration.observations import Observations
 from graphprune.errors import UsageError
+from graphprune.passes import repair
 from graphprune.passes.repair import Repair
 from graphprune.passes.score import criterion, score_groups
 from graphprune.passes.score.reconstruction import _curve, _Map
@@ -397,3 +399,28 @@ def test_rows_that_hardly_differ_are_fitted_all_the_same(tmp_path: Path) -> None
     cut = Shrink(keep)(network.grouping)
     repaired = Repair()(network.grouping, keep, cut, feeds, OrtRunner())
     assert np.isfinite(run_all(repaired.model, feeds)).all()
+
+
+def test_a_last_map_does_not_shrink_results_that_are_hard_to_tell() -> None:
+    """Ten classes, the second seen through noise: the fit draws its score to the mean, and it would win too seldom."""
+    rng = np.random.default_rng(0)
+    y = 5 * np.eye(10, dtype=np.float32)[rng.integers(0, 10, 6000)][:, None]
+    noise = np.ones(10)
+    noise[1] = 1.5
+    x = (y + rng.standard_normal(y.shape) * noise).astype(np.float32)
+    every = Moments()
+    every.add(x, y)
+    fit = repair._solved(np.zeros((1, 10, 10)), every, 1e-6)
+    assert repair._slopes(fit, every)[0, :3] == pytest.approx([0.72, 0.57, 0.70], abs=0.02)
+    still = np.zeros((1, 10))
+    found = repair._largest(fit, every, [(x, y)], still)
+    assert repair._slopes(found, every) == pytest.approx(1.0)
+
+    def right(weights: Any) -> Any:
+        given = (x - every.mean)[:, 0] @ weights[0].T + every.mean_y[0]
+        return given.argmax(axis=1) == y[:, 0].argmax(axis=1)
+
+    rare = y[:, 0, 1] > 0
+    assert right(found).mean() > right(fit).mean() and right(found)[rare].mean() > right(fit)[rare].mean() + 0.01
+    as_fitted = (x - every.mean).astype(np.float32) @ fit[0].T + every.mean_y
+    assert repair._largest(fit, every, [(x, as_fitted.astype(np.float32))], still) is fit

@@ -10,6 +10,11 @@ the data do not show keep what was trained). Where ``x'`` is ``x`` without the r
 Optimal Brain Surgeon update of all removed units at once (Hassibi and Stork 1993; ZipLM, Kurtic et al. 2023, and FLAP,
 An et al. 2024, for structures and the bias). The ridge is chosen on samples that are held out of the fit; maps are
 repaired in the order in which they run.
+
+A fit is drawn towards the mean: regressed on ``y`` its results have the slope ``cov(y', y) / var(y) < 1``, another one
+for every result. Maps behind it are fitted to that; but where none follows and the largest of several results counts,
+those with flat slopes lose. There the rows of ``W'`` are divided by their slopes, unless the original's largest result
+is then the largest in fewer of the rows held out.
 """
 
 from __future__ import annotations
@@ -41,12 +46,14 @@ Method = Literal["bias", "refit"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Feeds = Mapping[str, Array]
 Floats = NDArray[np.float64]
+Rows = tuple[NDArray[np.float32], NDArray[np.float32]]  # of a map: what it reads, and what the original gives
 
 _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of a column
 _ROUNDED = 4 * float(np.finfo(np.float32).eps)  # of the trace: products of float32 rows are no better than that
 _UNKNOWN = 0.1  # the ridge where no sample is held out to choose it on
 _HELD_OUT = 5  # every n-th sample is kept out of the fit that chooses the ridge
 _EQUAL = 1e-10  # of the variance: nothing to repair
+_FLATTEST = 0.5  # slope: fits that explain less of a result are not stretched further
 _GAIN = 0.99  # of the error on what was held out: less than that is noise
 
 
@@ -139,6 +146,7 @@ class _Repairing:
 
     def __post_init__(self) -> None:
         self.constants = Constants(self.model.graph)
+        self.last = _last(linears_of(self.grouping))
 
     def dressed(self) -> ir.Model:
         nodes = {node.outputs[0].name: node for node in self.model.graph if node.outputs}
@@ -195,7 +203,8 @@ class _Repairing:
             return None
         if columns.size > LARGEST:
             raise _Left(f"it has {columns.size} columns")
-        moments = self._moments(linear, whole, cut, node, target, batch)
+        seen: list[Rows] = []
+        moments = self._moments(linear, whole, cut, node, target, batch, seen)
         if moments is None:
             return None
         fit, held = moments
@@ -206,14 +215,28 @@ class _Repairing:
         if raw <= _EQUAL * power:
             return None
         ridge, found = (None, start) if self.options.method == "bias" else self._fitted(start, fit, held, every)
-        shift = every.mean_y - _times(found, every.mean)
         gains = Reader(linear, node, after, self.run, self.model).gains()
+        if found is not start and seen:
+            found = _largest(found, every, seen, self._offset(linear, node, after, gains))
+        shift = every.mean_y - _times(found, every.mean)
         self._write(node, linear, shift, after, None if found is start else found, gains)
         cut.refresh()
         return Step(
             linear.name, int(columns.size), raw / power if power else 0.0,
             _missed(found, every, shift) / power if power else 0.0, ridge,
         )  # fmt: skip
+
+    def _offset(self, linear: Linear, node: ir.Node, size: Sizes, gains: tuple[float, float]) -> Floats:
+        """What is added to the map's results, in its node or right behind it, ``(B, out)``, in the results' scale."""
+        still = _still(linear, size)
+        held = node.inputs[linear.bias] if linear.bias is not None and linear.bias < len(node.inputs) else None
+        own = None if held is None else constant_tensor(held)
+        if own is not None:
+            return linear.vector(own.numpy(), size) * gains[1] / (gains[0] or 1.0)
+        following = self._following(node, linear.added(still, size).shape) if linear.direct else None
+        behind = None if following is None else following[0].inputs[following[1]]
+        added = None if behind is None else constant_tensor(behind)
+        return still if added is None or len(still) > 1 else added.numpy().reshape(1, -1) / (gains[0] or 1.0)
 
     def _takes_bias(self, linear: Linear, node: ir.Node) -> bool:
         """Whether a bias is there, costs nothing, or is worth a node more because columns went."""
@@ -227,9 +250,13 @@ class _Repairing:
         return self._following(node, linear.added(_still(linear, size), size).shape) is not None
 
     def _moments(
-        self, linear: Linear, whole: Stream, cut: Stream, node: ir.Node, target: Floats, batch: Array
+        self, linear: Linear, whole: Stream, cut: Stream, node: ir.Node, target: Floats, batch: Array, seen: list[Rows]
     ) -> tuple[Moments, Moments] | None:
-        """Of the cut network's rows with the original's results: of the samples to fit, and of those held out."""
+        """Of the cut network's rows with the original's results: of the samples to fit, and of those held out.
+
+        The latter's rows themselves are put into ``seen`` where the map is a last one with several results.
+        """
+        wide = linear.name in self.last and target.shape[1] > 1
         grouping, keep = self.grouping, self.keep
         model = grouping.coupling.program.model
         assert self.run is not None
@@ -262,6 +289,8 @@ class _Repairing:
             elif i % _HELD_OUT == _HELD_OUT - 1:
                 assert held is not None
                 held.add(left, right)
+                if wide:
+                    seen.append((left, right))
             else:
                 fit.add(left, right)
         return None if fit is None or held is None or not fit.count else (fit, held)
@@ -362,6 +391,42 @@ def _missed(weights: Floats, moments: Moments, shift: Floats) -> float:
     joint = np.einsum("boq,bqo->", weights, moments.cross)
     own = np.einsum("boq,boq->", weights @ moments.covariance, weights)
     return max(float(moments.power.sum() - 2 * joint + own), 0.0) + float((off**2).sum())
+
+
+def _slopes(weights: Floats, moments: Moments) -> Floats:
+    """Slope of the fit's results regressed on the original's, ``(B, out)``, from ``_FLATTEST`` to 1."""
+    joint, power = np.einsum("boq,bqo->bo", weights, moments.cross), moments.power
+    slopes = np.divide(joint, power, out=np.ones_like(power), where=power > 0)
+    return np.asarray(np.clip(slopes, _FLATTEST, 1.0))
+
+
+def _largest(found: Floats, every: Moments, seen: Sequence[Rows], offset: Floats) -> Floats:
+    """The fit with all slopes 1; as it is where the largest result is then the right one in fewer of the rows held out.
+
+    ``offset``, ``(B, out)``: what is added to the map's results.
+    """
+    stretched = found / _slopes(found, every)[:, :, None]
+    middle = every.mean_y + offset
+    right = [0, 0]
+    for left, wanted in seen:
+        centred, top = (left - every.mean).transpose(1, 0, 2), (wanted + offset).argmax(axis=2)
+        for k, weights in enumerate((found, stretched)):
+            given = (centred @ weights.transpose(0, 2, 1)).transpose(1, 0, 2) + middle
+            right[k] += int((given.argmax(axis=2) == top).sum())
+    return stretched if right[1] >= right[0] else found
+
+
+def _last(linears: Sequence[Linear]) -> set[str]:
+    """Names of the maps that no other map follows."""
+    followed: set[ir.Node] = set()
+    for one in linears:
+        stack = [value.producer() for value in one.binding.node.inputs if value is not None]
+        while stack:
+            node = stack.pop()
+            if node is not None and node not in followed:
+                followed.add(node)
+                stack += [value.producer() for value in node.inputs if value is not None]
+    return {one.name for one in linears if one.binding.node not in followed}
 
 
 def _solved(start: Floats, moments: Moments, ridge: float) -> Floats:
