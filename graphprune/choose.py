@@ -17,7 +17,7 @@ from graphprune.calibration.observations import Observations
 from graphprune.coupling.groups import Group, Grouping, Keep, group
 from graphprune.coupling.solve import couple
 from graphprune.errors import NothingPrunableError, TargetError
-from graphprune.frontends.samples import NOISE, Samples
+from graphprune.frontends.samples import Samples, is_noise
 from graphprune.ir.program import Array, release
 from graphprune.latency.profile import ProfileOptions
 from graphprune.latency.table import elsewhere, read_table
@@ -105,7 +105,7 @@ class Chooser:
     @cached_property
     def matched(self) -> Grouping | None:
         """Noise instead of data, and statistics that the network remembers: a network that has them on noise."""
-        if self.options.calib != NOISE:
+        if not is_noise(self.options.calib):
             return None
         with timed(self.seconds, "match"):
             found = matched(self.network.grouping, self.samples.feeds, OrtRunner())

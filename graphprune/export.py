@@ -19,7 +19,7 @@ from graphprune.backends.runner import OrtRunner
 from graphprune.choose import Choice, Chooser, whole
 from graphprune.coupling.groups import Keep
 from graphprune.errors import InputError, TargetError, UsageError, VerificationError
-from graphprune.frontends.samples import NOISE, Samples, read_samples
+from graphprune.frontends.samples import Samples, is_noise, read_samples
 from graphprune.ir.files import output_folder, staging_folder
 from graphprune.ir.program import release
 from graphprune.ir.store import external_locations, sha256_of, write_onnx
@@ -326,7 +326,7 @@ class _Export:
             samples = read_samples(
                 options.calib, self.network.program, limit=options.calib_samples, images=options.calib_images
             )
-            looked_at = samples.count >= _TO_SPLIT and options.calib != NOISE  # agreement on noise says nothing
+            looked_at = samples.count >= _TO_SPLIT and not is_noise(options.calib)  # agreement on noise says nothing
             fitted, self.held = samples.split() if looked_at else (samples, Samples((), ""))
             self.samples, self.fitted = fitted.batched(self.network.program), fitted.count
         if self.samples.count < 2 and not self.asked_to_search:  # part of it is looked at, the other fitted to

@@ -10,7 +10,7 @@ from typing import Any
 from graphprune.accuracy import parse_drop
 from graphprune.backends.base import BackendOptions, get_backend
 from graphprune.errors import UsageError
-from graphprune.frontends.samples import NOISE, Preprocessing
+from graphprune.frontends.samples import Preprocessing, is_noise
 from graphprune.ir.files import byte_count
 from graphprune.latency.figures import Statistic
 from graphprune.latency.measure import MeasureOptions
@@ -225,7 +225,7 @@ def _check_calibration(options: ExportOptions) -> None:
                 raise UsageError(f"{name} looks at calibration data; add --calib")
         if options.max_drop is not None and options.metric is None:
             raise UsageError("--max-drop needs something to measure: your own --eval, or --calib for the agreement")
-    if options.max_drop is not None and options.metric is None and options.calib == NOISE:
+    if options.max_drop is not None and options.metric is None and is_noise(options.calib):
         raise UsageError("--max-drop: agreement on noise says nothing; give samples (--calib), or your own --eval")
     if options.max_drop is not None:
         parse_drop(options.max_drop)

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from graphprune.frontends.modules import first_line, is_reference, named
 from graphprune.ir.observe import random_feeds
 from graphprune.ir.program import Array, Program, inputs_of
 
-__all__ = ["NOISE", "Preprocessing", "Samples", "read_samples"]
+__all__ = ["Preprocessing", "Samples", "is_noise", "read_samples"]
 
 _log = logging.getLogger(__name__)
 Feeds = Mapping[str, Array]
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-NOISE = "none"  # instead of data
+_WORD = "none"  # noise instead of data
 _NOISE = 256  # samples of it
 _MOST = 4096  # samples of a generator, which may have no end
 _SPATIAL = 8  # least size of an axis that has a spectrum
@@ -170,6 +170,11 @@ class Samples:
         return Samples(rest, self.source), Samples(held, self.source)
 
 
+def is_noise(source: Any) -> bool:
+    """Whether noise is asked for instead of data."""
+    return isinstance(source, str) and source == _WORD
+
+
 def read_samples(
     source: Any, program: Program, *, limit: int | None = None, images: Preprocessing | None = None
 ) -> Samples:
@@ -180,7 +185,8 @@ def read_samples(
             is one input); a folder of such files, of ``.npy`` files (one run each) or of images;
             ``module:function`` or ``file.py:function`` that yields dictionaries of arrays (or arrays, or tuples
             ``(inputs, label)``), of which the first 4096 are used where ``limit`` says no other number; a sequence
-            of them; or ``none``: noise, where there are no data.
+            of them, a ``DataLoader`` for instance; a dictionary of arrays as in an ``.npz`` file; or ``none``: noise,
+            where there are no data.
         program: the network that they are for.
         limit: at most so many runs (samples, where the network takes one at a time).
         images: how images are read.
@@ -188,7 +194,7 @@ def read_samples(
     Raises:
         InputError: it cannot be read, or does not fit the network's inputs. UsageError: there is no such thing.
     """
-    if source == NOISE:
+    if is_noise(source):
         return Samples(tuple(_noise(program, limit or _NOISE)), "noise")
     if isinstance(source, (str, Path)):
         text = str(source)
@@ -200,6 +206,13 @@ def read_samples(
             made = _file(Path(text), program)
         else:
             raise InputError(f"there is no '{text}' to calibrate on; give an .npz file, a folder or module:function")
+    elif isinstance(source, Mapping):
+        arrays = {str(name): _plain(one) for name, one in source.items()}
+        text = "arrays in memory"
+        missing = [name for name in _inputs(program) if name not in arrays]
+        if missing:
+            raise InputError(f"{text}: {', '.join(arrays) or 'none'}; the network takes {_wanted(program)}")
+        made = _batches({name: arrays[name] for name in _inputs(program)}, program, text)
     else:
         made, text = source, "samples in memory"
     found: list[Feeds] = []
@@ -340,19 +353,28 @@ def _wanted(program: Program) -> str:
     return ", ".join(f"{name} {'x'.join(map(str, program.shapes[name]))}" for name in _inputs(program))
 
 
-def _labelled(sample: Any) -> bool:
-    """Whether it is an input with a label, which nothing here needs: a pair, or the list that a DataLoader gives."""
-    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-        return False
-    return isinstance(sample, tuple) or (
-        all(hasattr(one, "shape") for one in sample) and len(sample[1].shape) < len(sample[0].shape)
-    )
+def _without_labels(sample: Any, ranks: Sequence[int]) -> Any:
+    """The inputs of a sample: of a pair the first part, and of the list that a DataLoader makes of several tensors the
+    first where it has the rank of the network's only input; nothing here needs labels.
+    """
+    if not isinstance(sample, (tuple, list)) or not sample:
+        return sample
+    pair = isinstance(sample, tuple) and len(sample) == 2
+    tensors = all(hasattr(one, "shape") for one in sample)
+    return sample[0] if pair or (tensors and [len(sample[0].shape)] == list(ranks)) else sample
+
+
+def _plain(given: Any) -> Array:
+    """An array of what is an array, a tensor (on any device, with or without a gradient) or nested numbers."""
+    if hasattr(given, "detach"):
+        given = given.detach().cpu()
+        given = given.float() if str(given.dtype) == "torch.bfloat16" else given
+    return np.asarray(given)
 
 
 def _checked(sample: Any, program: Program, where: str) -> Feeds:
     inputs = _inputs(program)
-    if _labelled(sample):
-        sample = sample[0]
+    sample = _without_labels(sample, [len(program.shapes[name]) for name in inputs])
     if not isinstance(sample, Mapping):
         if len(inputs) != 1:
             raise InputError(f"{where} is a {type(sample).__name__}; the network takes {_wanted(program)} by name")
@@ -363,7 +385,10 @@ def _checked(sample: Any, program: Program, where: str) -> Feeds:
             raise InputError(
                 f"{where} has {', '.join(map(str, sample)) or 'nothing'}; the network takes {_wanted(program)}"
             )
-        array = np.asarray(sample[name])
+        try:
+            array = _plain(sample[name])
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"{where}: input '{name}' is no array: {first_line(error)}") from error
         shape = program.shapes[name]
         if array.ndim == len(shape) - 1 and shape[0] == 1:
             array = array[None]

@@ -119,6 +119,7 @@ class _Training:
         rest, held = samples.split() if samples.count >= _TO_SPLIT else (samples, samples)
         self.train, self.held = rest.feeds, held.feeds
         random.seed(options.seed)
+        np.random.seed(options.seed)
         torch.manual_seed(options.seed)
         self.device = _device(options.device)
         self.module: fx.GraphModule = to_torch(network.program).to(self.device)

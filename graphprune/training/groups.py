@@ -402,8 +402,17 @@ def outputs_of(network: Network) -> list[NDArray[Any]]:
 
 @torch.no_grad()
 def call(module: nn.Module, inputs: Any) -> list[NDArray[Any]]:
-    """What a module gives in eval mode for inputs as :func:`graphprune.load` takes them; its modes are restored."""
+    """What a module gives in eval mode for inputs as :func:`graphprune.load` takes them.
+
+    Its modes, and buffers that it writes to even so (counters, running averages), are restored.
+    """
     modes = [(part, part.training) for part in module.modules()]
+    buffers = [
+        (part, name, value, value.clone())
+        for part in module.modules()
+        for name, value in part._buffers.items()
+        if value is not None
+    ]
     place = next(iter(module.parameters()), torch.zeros(0)).device
 
     def moved(leaf: Any) -> Any:
@@ -423,6 +432,8 @@ def call(module: nn.Module, inputs: Any) -> list[NDArray[Any]]:
     finally:
         for part, training in modes:
             part.training = training
+        for part, name, value, content in buffers:
+            part._buffers[name] = value.copy_(content)
     return [leaf.detach().cpu().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
 
 

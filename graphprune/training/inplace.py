@@ -20,7 +20,7 @@ from torch.utils import _pytree as tree
 from graphprune.backends.runner import OrtRunner
 from graphprune.errors import InputError, UnsupportedError, UsageError
 from graphprune.frontends.modules import first_line
-from graphprune.passes.files import keep_of, read_plan, replay
+from graphprune.passes.files import keep_of, members_of, read_plan, replay
 from graphprune.passes.plan import Plan
 from graphprune.passes.shrink import Shrink
 from graphprune.pipeline import Network, load
@@ -196,6 +196,11 @@ def _cuts(
                 )
             if mask.any():
                 gone[name, axis] = mask
+    for member in members_of(traced.grouping, keep):  # a vector that is read twice has a space for each time
+        name = traced.program.parameter_names.get(member.tensor, "")
+        if name in held and member.removed.size:
+            mask = gone.setdefault((name, member.axis), np.zeros(member.size, dtype=np.bool_))
+            mask[member.removed] = True
     recurrent_biases(module, gone)
     return tuple(
         (name, axis, len(mask), tuple(int(one) for one in np.flatnonzero(mask))) for (name, axis), mask in gone.items()
@@ -261,12 +266,23 @@ def load_module(module: nn.Module, path: str | os.PathLike[str]) -> ModuleCut:
     _cut_tensors(module, cuts, undo)
     _set_attributes(module, changes, undo)
     try:
+        _check_state(module, held["state"])
         module.load_state_dict(held["state"])
     except RuntimeError as error:
         for step in reversed(undo):
             step()
         raise InputError(f"'{path}' is of another module: {first_line(error)}") from error
     return found
+
+
+def _check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Raise ``RuntimeError`` before anything is copied where names or shapes are not the module's."""
+    own = module.state_dict()
+    for name in sorted(own.keys() ^ state.keys()):
+        raise RuntimeError(f"'{name}' is in one of them only")
+    for name, value in own.items():
+        if isinstance(value, Tensor) and value.shape != state[name].shape:
+            raise RuntimeError(f"'{name}' has the shape {list(state[name].shape)} there and {list(value.shape)} here")
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -295,6 +311,7 @@ def _cut_tensors(
             kept = np.setdiff1d(np.arange(size), removed)
             value = value.index_select(axis, torch.from_numpy(kept).to(value.device))
         new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+        vars(new).update(vars(old))  # marks that an optimiser's parameter groups are made by
         for alias in aliases[id(old)]:
             path, _, leaf = alias.rpartition(".")
             owner = module.get_submodule(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import os
 import shutil
@@ -12,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graphprune.errors import UsageError
-from graphprune.frontends.samples import NOISE, read_samples
+from graphprune.frontends.samples import is_noise, read_samples
 from graphprune.ir.files import output_folder
 from graphprune.passes.allocate import Target
 from graphprune.passes.allocate.target import Quantity
@@ -69,7 +72,7 @@ def prune_and_tune(
     limit = Target.parse(target, quantity).limit(amount)
     folder = output_folder(out)
     spare(folder, [whole])
-    words = f"{quantity} {limit} {steps} {sorted(export.items())}"
+    words = f"{quantity} {limit} {steps} {json.dumps(export, sort_keys=True, default=_word)}"
     with World.joined() as world:
         if world.rank == 0:
             key = hashlib.sha256(f"{words} {fingerprint(tuning, samples, [whole])}".encode()).hexdigest()
@@ -83,7 +86,7 @@ def prune_and_tune(
             asked = min(asked, now)  # an earlier cut may have gone further than was asked
             if world.rank == 0 and not (cut / "manifest.json").exists():
                 changes: dict[str, Any] = {f"target_{quantity}": str(asked), "measure": None, **export}
-                calib = data if isinstance(data, str) and data == NOISE else samples.feeds
+                calib = data if is_noise(data) else samples.feeds
                 current.export(cut, None, **{"calib": calib, **changes})
             world.wait()
             if step == steps or not (tuned / "finetune.json").exists():
@@ -122,3 +125,12 @@ def shares(updates: int, steps: int) -> list[int]:
     early = updates // 2 if steps > 1 else 0
     ends = [early * step // max(steps - 1, 1) for step in range(steps)]
     return [end - start for start, end in itertools.pairwise([*ends, updates])]
+
+
+def _word(value: Any) -> Any:
+    """What stands for an option that is no plain data: the same in every process."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    return vars(value) if hasattr(value, "__dict__") else str(value)

@@ -49,7 +49,7 @@ class GroupOptimizer(torch.optim.Optimizer):
 
     Raises:
         UsageError: an option makes no sense, or the plan cuts a group that zeroed parameters do not take out.
-        InputError: the plan cannot be read or is of another network.
+        InputError: the plan cannot be read or is of another network. TargetError: the share cannot be reached.
         NothingPrunableError: no group can be taken out by zeroing parameters.
     """
 
@@ -91,6 +91,7 @@ class GroupOptimizer(torch.optim.Optimizer):
         self.start = start
         self.steps = 0
         self.gone = np.zeros(self.groups.count, dtype=np.bool_)
+        self.budget.choose(self.groups, np.zeros(self.groups.count), self.gone)  # what cannot be met is said now
 
     # --- The loop ----------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,8 @@ def _batch_norm(v: View) -> Any:
         if v.used(1) and len(v.node.outputs) > 1:
             raise Refuse("its statistics are read by others")
         return v.item(v.call(elements.batch_norm, *(v.x(k) for k in range(5)), epsilon, False), 0)
-    module = _MODULES[v.rank()](v.shape(1)[0], eps=epsilon, momentum=1 - float(v.attr("momentum", 0.9)))
+    kept = float(v.attr("momentum", 0.9))  # 1 is how PyTorch's exporters write momentum=None, a plain average
+    module = _MODULES[v.rank()](v.shape(1)[0], eps=epsilon, momentum=None if kept == 1 else 1 - kept)
     for part, name in zip(_PARTS, names, strict=True):
         tensor = to_tensor(v.writer.program.tensor(name))
         setattr(module, part, nn.Parameter(tensor) if part in ("weight", "bias") else tensor)
