@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
+import inspect
 import math
 import struct
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graphprune.errors import GraphpruneError, InputError, TargetError, UsageError
+from graphprune.errors import GraphpruneError, InputError, TargetError, Terminated, UsageError
 from graphprune.frontends.modules import first_line, named
 from graphprune.ir.program import Array
 
@@ -57,7 +60,7 @@ class Fidelity:
     """How near a network's outputs are to another one's, on samples that nothing was fitted to.
 
     Attributes:
-        cosine: of all outputs of a sample taken as one vector.
+        cosine: of all outputs of a sample taken as one vector; where none is of floats the share of equal entries.
         top1: share of the positions at which the largest entry on the last axis of the first output is the same one.
         kl: Kullback-Leibler divergence on that axis, in nats, from the other network's (softmax where the output's
             rows are no probabilities); None where the axis has one entry.
@@ -85,6 +88,19 @@ def fidelity(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[st
     cosines, same, divergences = [], [], []
     for want, have in zip(expected, found, strict=True):
         floats = [name for name in want if np.issubdtype(want[name].dtype, np.floating)]
+        if not floats:  # labels: equal or not
+            alike = [np.mean(want[name] == have[name]) for name in want if want[name].shape == have[name].shape]
+            share = float(np.mean(alike)) if len(alike) == len(want) and alike else float(not want)
+            cosines.append(share)
+            same.append(share)
+            divergences.append(1.0 - share)
+            continue
+        if not all(np.isfinite(want[name]).all() for name in floats):
+            continue  # where the original itself is not finite nothing can be told
+        if not all(np.isfinite(have[name]).all() for name in floats):
+            cosines.append(0.0)
+            same.append(0.0)
+            continue
         a, b = (
             np.concatenate([one[name].astype(np.float64).ravel() for name in floats] or [np.ones(1)])
             for one in (want, have)
@@ -100,6 +116,8 @@ def fidelity(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[st
             same.append(float((p.argmax(axis=-1) == q.argmax(axis=-1)).mean()))
             tiny = np.finfo(np.float32).tiny
             divergences.append(float((p * (np.log(p + tiny) - np.log(q + tiny))).sum(axis=-1).mean()))
+    if not cosines:
+        raise InputError("the network gives NaN or infinity on every sample that was to be compared")
     return Fidelity(
         Figure.of(np.asarray(cosines)),
         Figure.of(np.asarray(same)) if same else None,
@@ -108,14 +126,18 @@ def fidelity(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[st
 
 
 def distance(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> float:
-    """Squared distance of the outputs over their squared length, summed; NaN where what was found is NaN."""
-    total = 0.0
+    """Squared distance of each output over its squared length, of all samples together, summed over the outputs; NaN
+    where what was found is NaN.
+    """
+    apart: dict[str, float] = {}
+    length: dict[str, float] = {}
     for want, have in zip(expected, found, strict=True):
         for name, one in want.items():
             if np.issubdtype(one.dtype, np.floating) and one.shape == have[name].shape and np.isfinite(one).all():
                 a, b = one.astype(np.float64), have[name].astype(np.float64)
-                total += float(np.square(a - b).sum()) / max(float(np.square(a).sum()), 1e-30)
-    return total
+                apart[name] = apart.get(name, 0.0) + float(np.square(a - b).sum())
+                length[name] = length.get(name, 0.0) + float(np.square(a).sum())
+    return sum(one / max(length[name], 1e-30) for name, one in apart.items())
 
 
 def _probabilities(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -143,7 +165,9 @@ class Metric:
                 made = self.function(run)
         except GraphpruneError as error:
             raise type(error)(f"'{self.source}': {error}") from error
-        except Exception as error:
+        except Terminated:
+            raise
+        except (Exception, SystemExit) as error:
             raise InputError(f"'{self.source}' raised {first_line(error)}") from error
         named_figures = made if isinstance(made, Mapping) else {self.source.rpartition(":")[2].rpartition(".")[2]: made}
         found = {}
@@ -159,6 +183,14 @@ class Metric:
             raise InputError(f"'{self.source}' returned an empty dictionary; it must return a figure")
         return found
 
+    def words(self) -> str:
+        """What it is kept under: its name and, as far as there is one, the contents of the file that it stands in."""
+        function: Any = inspect.unwrap(self.function)
+        with contextlib.suppress(OSError, TypeError):
+            path = inspect.getsourcefile(function if inspect.isfunction(function) else type(function))
+            return f"{self.source} {hashlib.sha256(Path(path or '').read_bytes()).hexdigest()}"
+        return self.source
+
     def exhibits(self, runs: Mapping[str, Run]) -> list[dict[str, Any]]:
         """Samples to look at, where the function has an attribute ``show``: what each network says of them.
 
@@ -173,9 +205,9 @@ class Metric:
             try:
                 with contextlib.redirect_stdout(sys.stderr):
                     shown = list(show(run))
-            except GraphpruneError:
+            except (GraphpruneError, Terminated):
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise InputError(f"'{self.source}' show raised {first_line(error)}") from error
             for i, (image, text) in enumerate(shown):
                 if len(rows) <= i:

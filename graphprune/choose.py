@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "Chooser", "whole"]
 
 
-_LOOKED = 4  # runs on which a repaired network is held against the cut one
+_LOOKED = 32  # runs on which a repaired network is held against the cut one
 _RELAXED = 1.05  # times the share, where the artefact loses more than is allowed
 _TYPICAL = 0.6  # of the original's time: where a search looks while the target is still to be found
 
@@ -248,7 +248,8 @@ class Chooser:
         """What the bound found, and what is to be known of its figure."""
         assert self.drop is not None
         drop, what = self.drop, "MACs" if self.options.measure is None else "time"
-        found = next((value for share, value, _ in reversed(drop.rounds) if share <= drop.share + 1e-3), drop.value)
+        nearest = min(drop.rounds, key=lambda one: (abs(one[0] - drop.share), not one[2]), default=None)
+        found = drop.value if nearest is None else nearest[1]
         notes = [
             f"--max-drop {drop.bound:.4g}: at {drop.share:.4g}x of the {what} a candidate kept {found:.4g} of "
             f"{drop.value:.4g} (at least {drop.least:.4g} were asked for)"
@@ -294,7 +295,7 @@ class Chooser:
         if self.scores is not None:
             return self.scores
         assert options.criterion is not None
-        ranked = criteria(options.criterion, options.seed, **options.criterion_options)
+        ranked = criteria(options.criterion, options.criterion_options, options.seed)
         with timed(self.seconds, "score"):
             self.scores = blended([weight for weight, _ in ranked], [self._ranked(one, chosen) for _, one in ranked])
             release(network.program.model)
@@ -306,7 +307,8 @@ class Chooser:
         kept = None
         if isinstance(ranking, Calibrated):
             if not getattr(ranking, "loss", ""):  # what a loss of the user's own computes may change unseen
-                kept = ScoreCache(self.sha256, self.samples.digest(), repr(ranking), options.seed)
+                seen = self.samples.digest() + (" matched" if self.matched is not None else "")
+                kept = ScoreCache(self.sha256, seen, repr(ranking), options.seed)
                 if (known := kept.read(chosen)) is not None:
                     return known
             ranking = ranking.on(Observations(self.looked_at, self.samples.feeds, OrtRunner(), options.seed))

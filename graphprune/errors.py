@@ -7,6 +7,8 @@ unreadable input, 3 target cannot be met, 4 verification failed, 5 too noisy to 
 
 from __future__ import annotations
 
+import signal
+
 __all__ = [
     "GraphpruneError",
     "InputError",
@@ -16,6 +18,7 @@ __all__ = [
     "RuleError",
     "RunTimeoutError",
     "TargetError",
+    "Terminated",
     "UnsupportedError",
     "UsageError",
     "VerificationError",
@@ -84,3 +87,11 @@ class NotationError(GraphpruneError):
 
 class RuleError(GraphpruneError):
     """A rule does not fit the node it was applied to (sizes, ranks, attributes)."""
+
+
+class Terminated(SystemExit):
+    """The process was asked to end; ``code`` is 128 and the signal's number, as a shell reports it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name

@@ -109,7 +109,7 @@ def settled(options: ExportOptions) -> ExportOptions:
     """With the choices that were left open."""
     data = options.calib is not None
     ranking = options.criterion or ("obs" if data else "magnitude")
-    found = criteria(ranking, **options.criterion_options)
+    found = criteria(ranking, options.criterion_options)
     adds_up = options.target_latency is not None or all(estimates_loss(one) for _, one in found)
     return replace(
         options,
@@ -211,7 +211,7 @@ def _check_latency(options: ExportOptions, latency: LatencyTarget | None) -> Non
 
 
 def _check_calibration(options: ExportOptions) -> None:
-    chosen = [] if options.criterion is None else criteria(options.criterion, **options.criterion_options)
+    chosen = [] if options.criterion is None else criteria(options.criterion, options.criterion_options)
     if options.calib is None:
         if needs := [one.name for _, one in chosen if hasattr(one, "on")]:
             raise UsageError(f"the criterion {needs[0]} needs calibration data: add --calib, or choose another")
@@ -237,6 +237,8 @@ def _check_calibration(options: ExportOptions) -> None:
         raise UsageError("--search-by eval judges by your own metric; add --eval")
     if options.search_by != "outputs" and settled(options).search_budget in (None, "0"):
         raise UsageError(f"--search-by {options.search_by} says how a search judges; add --search-budget, such as 20")
+    if options.quantize is not None and is_noise(options.calib):
+        raise UsageError("--quantize: ranges that noise reaches say nothing of real inputs; give samples (--calib)")
     if options.quantize not in (None, "int8"):
         raise UsageError(f"--quantize {options.quantize}: int8 is what there is")
     if options.repair not in (None, "none", *METHODS):

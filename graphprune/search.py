@@ -242,7 +242,7 @@ class Search:
             return self._figure - self._measured(model)
         outputs = outputs_of(partial(OrtRunner(), model), self._look)
         if self.judge == "mse":
-            return distance(self._expected, outputs) / len(self._look)
+            return distance(self._expected, outputs)
         near = fidelity(self._expected, outputs)
         return near.kl.value if near.kl is not None else 1.0 - near.cosine.value
 
@@ -251,7 +251,7 @@ class Search:
         return next(iter(self.metric(partial(OrtRunner(), model)).values())).value
 
     def _digest(self) -> str:
-        words = f"{__version__} {self.judge} {self._figure} {self.metric and self.metric.source}"
+        words = f"{__version__} {self.judge} {self._figure} {self.metric and self.metric.words()}"
         found = hashlib.sha256(words.encode())
         for name, one in sorted(self.scores.values.items()):
             found.update(name.encode() + one.tobytes())

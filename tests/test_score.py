@@ -373,9 +373,9 @@ def test_a_sum_of_criteria_is_on_a_common_scale() -> None:
 def test_sums_of_criteria_are_read() -> None:
     found = score.criteria("magnitude + 0.5*random", seed=3)
     assert found == [(1.0, score.Magnitude()), (0.5, score.Random(seed=3))]
-    assert score.criteria("magnitude", p=1) == [(1.0, score.Magnitude(p=1))]
+    assert score.criteria("magnitude", {"p": 1}) == [(1.0, score.Magnitude(p=1))]
     for text in ("magnitude+", "0*magnitude", "2*", "a b"):
         with pytest.raises(UsageError, match=r"write a name, or a sum such as wanda\+0.5\*magnitude"):
             score.criteria(text)
     with pytest.raises(UsageError, match="is a sum of 2"):
-        score.criteria("magnitude+lamp", p=1)
+        score.criteria("magnitude+lamp", {"p": 1})

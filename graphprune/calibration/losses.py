@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from graphprune.errors import GraphpruneError, InputError, UsageError
+from graphprune.errors import GraphpruneError, InputError, Terminated, UsageError
 from graphprune.frontends.modules import first_line, named
 from graphprune.ir.program import Array
 
@@ -46,9 +46,9 @@ class Loss:
                 made = self.function(run)
                 single = isinstance(made, torch.Tensor) or not isinstance(made, Iterable)
                 losses = iter([made] if single else made)
-        except GraphpruneError:
+        except (GraphpruneError, Terminated):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"'{self.source}' raised {first_line(error)}") from error
         while True:
             try:
@@ -56,9 +56,9 @@ class Loss:
                     one = next(losses)
             except StopIteration:
                 return
-            except GraphpruneError:
+            except (GraphpruneError, Terminated):
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise InputError(f"'{self.source}' raised {first_line(error)}") from error
             if not isinstance(one, torch.Tensor) or one.numel() != 1 or not one.requires_grad:
                 raise InputError(f"'{self.source}' yielded no scalar tensor that depends on what run(inputs) gave")

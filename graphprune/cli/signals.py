@@ -8,17 +8,11 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from graphprune.errors import Terminated
+
 __all__ = ["Terminated", "orderly_end"]
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-class Terminated(SystemExit):
-    """The process was asked to end; ``code`` is 128 and the signal's number, as a shell reports it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.name = signal.Signals(number).name
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphprune.errors import GraphpruneError, InputError, UsageError
+from graphprune.errors import GraphpruneError, InputError, Terminated, UsageError
 from graphprune.frontends.modules import first_line, is_reference, named
 from graphprune.ir.observe import random_feeds
 from graphprune.ir.program import Array, Program, inputs_of
@@ -198,6 +198,8 @@ def read_samples(
         return Samples(tuple(_noise(program, limit or _NOISE)), "noise")
     if isinstance(source, (str, Path)):
         text = str(source)
+        if not text.strip():
+            raise InputError("--calib is empty; give an .npz file, a folder or module:function, or 'none' for noise")
         if isinstance(source, str) and is_reference(text):
             made: Iterable[Any] = _yielded(text)
         elif Path(text).is_dir():
@@ -225,9 +227,9 @@ def read_samples(
                 one = next(iterator)
         except StopIteration:
             break
-        except GraphpruneError:
+        except (GraphpruneError, Terminated):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"'{text}' raised {first_line(error)}") from error
         found.append(_checked(one, program, f"sample {len(found)} of '{text}'"))
     if limit is None and len(found) == most:
@@ -268,9 +270,9 @@ def _yielded(text: str) -> Iterable[Any]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             made = found()
-    except GraphpruneError:
+    except (GraphpruneError, Terminated):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"'{text}' raised {first_line(error)}") from error
     if isinstance(made, Mapping) or not isinstance(made, Iterable):
         raise InputError(f"'{text}' returned a {type(made).__name__}; it must yield dictionaries of arrays")

@@ -124,7 +124,9 @@ def criterion(name: str, **options: object) -> Criterion | Calibrated:
     return create(CRITERIA if name in CRITERIA else known(), "criterion", name, options)
 
 
-def criteria(text: str, seed: int = 0, **options: object) -> list[tuple[float, Criterion | Calibrated]]:
+def criteria(
+    text: str, options: Mapping[str, object] | None = None, seed: int = 0
+) -> list[tuple[float, Criterion | Calibrated]]:
     """What ``obs`` or a sum such as ``wanda+0.5*magnitude`` names, with weights; ``seed`` is for ``random``.
 
     Raises ``UsageError`` as :func:`criterion` does, and for options beside a sum.
@@ -132,7 +134,8 @@ def criteria(text: str, seed: int = 0, **options: object) -> list[tuple[float, C
     terms = [(1.0, text)] if text in known() else split_terms(text)
     if len(terms) > 1 and options:
         raise UsageError(f"--criterion-option is for one criterion, and {text!r} is a sum of {len(terms)}")
-    return [(w, criterion(name, **({"seed": seed} if name == "random" else {}) | options)) for w, name in terms]
+    given = dict(options or {})
+    return [(w, criterion(name, **({"seed": seed} if name == "random" else {}) | given)) for w, name in terms]
 
 
 def _silent(group: Group, *, scales: frozenset[str]) -> None:
