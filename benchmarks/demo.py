@@ -26,7 +26,7 @@ __all__ = ["demo", "main", "speed_sentence"]
 
 SHAPES: dict[str | None, tuple[int, ...]] = {"x": (1, 3, 48, 320)}
 GOAL = {"target_latency": "0.7x"}
-CALIBRATION, TEST = 64, 120  # lines
+CALIBRATION, TEST = 48, 100  # lines
 ROUNDS = 4  # processes that a measurement is spread over; export itself takes 6
 
 
@@ -62,7 +62,7 @@ def demo(
         f"asked: {', '.join(f'{key} {value}' for key, value in goal.items()).replace('_', ' ')}; {count[0]} rendered "
         f"lines to rank and repair on, {count[1]} others to read"
     )
-    console.print("ranking, timing layers, cutting, proving, repairing, measuring (about three minutes) ...")
+    console.print("ranking, timing layers, cutting, proving, repairing, measuring (three to four minutes) ...")
     read: dict[int, tuple[str, ...]] = {}
     lines = text_lines.test_lines(count[1])
 

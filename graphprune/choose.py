@@ -132,7 +132,9 @@ class Chooser:
         seen = cut if self.matched is None else Shrink(keep)(self.matched)
         found = self.repair(self.looked_at, keep, seen, self.samples.feeds, OrtRunner())
         models = (self.looked_at.coupling.program.model, seen, found.model)
-        wanted, *given = (outputs_of(partial(OrtRunner(), one), self.samples.feeds[:_LOOKED]) for one in models)
+        wanted, *given = (
+            outputs_of(partial(OrtRunner(optimize=True), one), self.samples.feeds[:_LOOKED]) for one in models
+        )
         before, after = (distance(wanted, one) for one in given)
         if self.matched is not None:
             restore(self.matched, found.model, cut)
