@@ -63,7 +63,8 @@ class Fidelity:
         cosine: of all outputs of a sample taken as one vector; where none is of floats the share of equal entries.
         top1: share of the positions at which the largest entry on the last axis of the first output is the same one.
         kl: Kullback-Leibler divergence on that axis, in nats, from the other network's (softmax where the output's
-            rows are no probabilities); None where the axis has one entry.
+            rows are no probabilities); None where the axis has one entry, infinite where an output is not finite and
+            the other network's is.
     """
 
     cosine: Figure
@@ -71,9 +72,9 @@ class Fidelity:
     kl: Figure | None
 
     def to_json(self) -> dict[str, Any]:
-        """All figures."""
+        """All figures; None for those that are not finite."""
         return {
-            name: None if one is None else one.to_json()
+            name: None if one is None or not math.isfinite(one.value) else one.to_json()
             for name, one in (("cosine", self.cosine), ("top1", self.top1), ("kl", self.kl))
         }
 
@@ -90,7 +91,7 @@ def fidelity(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[st
         floats = [name for name in want if np.issubdtype(want[name].dtype, np.floating)]
         if not floats:  # labels: equal or not
             alike = [np.mean(want[name] == have[name]) for name in want if want[name].shape == have[name].shape]
-            share = float(np.mean(alike)) if len(alike) == len(want) and alike else float(not want)
+            share = float(np.mean(alike)) if alike and len(alike) == len(want) else 0.0
             cosines.append(share)
             same.append(share)
             divergences.append(1.0 - share)
@@ -100,6 +101,7 @@ def fidelity(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[st
         if not all(np.isfinite(have[name]).all() for name in floats):
             cosines.append(0.0)
             same.append(0.0)
+            divergences.append(math.inf)
             continue
         a, b = (
             np.concatenate([one[name].astype(np.float64).ravel() for name in floats] or [np.ones(1)])
@@ -121,8 +123,14 @@ def fidelity(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[st
     return Fidelity(
         Figure.of(np.asarray(cosines)),
         Figure.of(np.asarray(same)) if same else None,
-        Figure.of(np.asarray(divergences)) if divergences else None,
+        _divergence(divergences),
     )
+
+
+def _divergence(values: list[float]) -> Figure | None:
+    if not all(map(math.isfinite, values)):
+        return Figure(math.inf, count=len(values))
+    return Figure.of(np.asarray(values)) if values else None
 
 
 def distance(expected: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> float:

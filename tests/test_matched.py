@@ -85,7 +85,8 @@ def test_without_data_the_outputs_are_nearer_and_the_statistics_are_the_original
         made = network.export(tmp_path / folder, target_macs="0.6x", calib="none", calib_samples=64, measure=None)
         assert made.verdict is not None and made.verdict.passed and made.repaired is not None
         models = (network.program.model, graphprune.load(made.model).program.model)
-        return distance(*(outputs_of(lambda one, m=m: OrtRunner()(m, one), real) for m in models))
+        wanted, found = (outputs_of(lambda one, m=m: OrtRunner()(m, one), real) for m in models)
+        return sum(distance([a], [b]) for a, b in zip(wanted, found, strict=True))  # each by its own length
 
     near = lost("matched")
     said = (tmp_path / "matched" / "README.md").read_text()
@@ -100,7 +101,7 @@ def test_without_data_the_outputs_are_nearer_and_the_statistics_are_the_original
     )  # fmt: skip
     assert idle.to_json()["calibration"]["source"] == "noise" and "match" not in idle.to_json()["seconds"]
     monkeypatch.setattr("graphprune.choose.matched", lambda *_: None)
-    assert near < 0.6 * lost("plain")
+    assert near < 0.5 * lost("plain")
     assert r"samples of noise \(" in (tmp_path / "plain" / "README.md").read_text()
 
 

@@ -13,10 +13,10 @@ from onnx import numpy_helper
 
 import graphprune
 from graphprune.backends.runner import OrtRunner
+from graphprune.calibration.fit import largest, slopes, solved
 from graphprune.calibration.moments import Moments
 from graphprune.calibration.observations import Observations
 from graphprune.errors import UsageError
-from graphprune.passes import repair
 from graphprune.passes.repair import Repair
 from graphprune.passes.score import criterion, score_groups
 from graphprune.passes.score.reconstruction import _curve, _Map
@@ -410,11 +410,11 @@ def test_a_last_map_does_not_shrink_results_that_are_hard_to_tell() -> None:
     x = (y + rng.standard_normal(y.shape) * noise).astype(np.float32)
     every = Moments()
     every.add(x, y)
-    fit = repair._solved(np.zeros((1, 10, 10)), every, 1e-6)
-    assert repair._slopes(fit, every)[0, :3] == pytest.approx([0.72, 0.57, 0.70], abs=0.02)
+    fit = solved(np.zeros((1, 10, 10)), every, 1e-6)
+    assert slopes(fit, every)[0, :3] == pytest.approx([0.72, 0.57, 0.70], abs=0.02)
     still = np.zeros((1, 10))
-    found = repair._largest(fit, every, [(x, y)], still)
-    assert repair._slopes(found, every) == pytest.approx(1.0)
+    found = largest(fit, every, [(x, y)], still)
+    assert slopes(found, every) == pytest.approx(1.0)
 
     def right(weights: Any) -> Any:
         given = (x - every.mean)[:, 0] @ weights[0].T + every.mean_y[0]
@@ -423,4 +423,4 @@ def test_a_last_map_does_not_shrink_results_that_are_hard_to_tell() -> None:
     rare = y[:, 0, 1] > 0
     assert right(found).mean() > right(fit).mean() and right(found)[rare].mean() > right(fit)[rare].mean() + 0.01
     as_fitted = (x - every.mean).astype(np.float32) @ fit[0].T + every.mean_y
-    assert repair._largest(fit, every, [(x, as_fitted.astype(np.float32))], still) is fit
+    assert largest(fit, every, [(x, as_fitted.astype(np.float32))], still) is fit

@@ -187,7 +187,12 @@ def fails() -> Iterator[Any]:
     raise RuntimeError("the disk is gone")
 
 
-@pytest.mark.parametrize("how", ["npz", "one array", "folder of npy", "images", "function", "list"])
+def leaves() -> Iterator[Any]:
+    yield {"x": np.zeros((1, 3, 8, 8), np.float32)}
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize("how", ["npz", "one array", "folder of npy", "images", "function", "list", "dictionary"])
 def test_calibration_data_come_in_many_ways(how: str, tmp_path: Path) -> None:
     network = loaded(SAMPLES["plain"](), tmp_path)
     array = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)
@@ -209,6 +214,8 @@ def test_calibration_data_come_in_many_ways(how: str, tmp_path: Path) -> None:
             image.fromarray(np.full((20, 30, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
     elif how == "function":
         source = "tests.test_search:yields"
+    elif how == "dictionary":
+        source = {"x": array, "labels": np.arange(5)}
     else:
         source = [{"x": one[None]} for one in array]
     samples = read_samples(source, network.program, images=Preprocessing.parse("mean=0.5,std=0.5"))
@@ -227,6 +234,10 @@ def test_calibration_data_come_in_many_ways(how: str, tmp_path: Path) -> None:
     [
         ("nowhere.npz", "there is no 'nowhere.npz' to calibrate on"),
         ("tests.test_search:fails", "raised RuntimeError: the disk is gone"),
+        ("tests.test_search:leaves", "raised SystemExit: 0"),
+        ("", "--calib is empty"),
+        ([{"x": [[1.0], [1.0, 2.0]]}], "input 'x' is no array"),
+        ({"z": np.zeros((2, 3, 8, 8))}, "arrays in memory: z; the network takes x"),
         ([], "holds no samples"),
         ([{"y": np.zeros(3)}], "has y; the network takes x"),
         ([np.zeros((1, 4, 8, 8))], "has the shape 1x4x8x8, the network takes \\?x3x8x8"),
@@ -265,14 +276,34 @@ def test_figures_and_fidelity() -> None:
     assert same.kl is not None and abs(same.kl.value) < 1e-9
     other = fidelity(logits, [{"y": -one["y"]} for one in logits])
     assert other.cosine.value == pytest.approx(-1) and other.kl is not None and other.kl.value > 0.1
+    labels = [{"y": np.array([0, 1, 2, 3])}] * 3
+    wrong = fidelity(labels, [{"y": np.array([0, 1, 3, 3])}] * 3)
+    assert wrong.top1 is not None and wrong.top1.value == wrong.cosine.value == 0.75
+    assert wrong.kl is not None and wrong.kl.value == 0.25 and fidelity(labels, labels).cosine.value == 1
+
+
+def test_outputs_that_are_not_finite_never_look_good() -> None:
+    good = [{"y": np.eye(3, dtype=np.float32)} for _ in range(4)]
+    bad = [*good[:3], {"y": np.full((3, 3), np.nan, np.float32)}]
+    worse = fidelity(good, bad)
+    assert worse.cosine.value == pytest.approx(0.75) and worse.kl is not None and worse.kl.value == np.inf
+    assert worse.to_json()["kl"] is None
+    assert fidelity(bad, good).cosine.value == pytest.approx(1)  # the original's own are passed over
+    with pytest.raises(InputError, match="on every sample that was to be compared"):
+        fidelity(bad[3:], good[3:])
 
 
 def test_metrics_that_fail_are_told() -> None:
     def broken(run: Any) -> float:
         raise ValueError("no labels")
 
+    def leaving(run: Any) -> float:
+        raise SystemExit(0)
+
     with pytest.raises(InputError, match="raised ValueError: no labels"):
         read_metric(broken)(lambda given: {})
+    with pytest.raises(InputError, match="raised SystemExit: 0"):
+        read_metric(leaving)(lambda given: {})
     with pytest.raises(InputError, match="no finite number"):
         read_metric(lambda run: float("nan"))(lambda given: {})
     with pytest.raises(UsageError, match="is a int, not a function"):
@@ -281,6 +312,44 @@ def test_metrics_that_fail_are_told() -> None:
 
 
 NUMBER = 3
+
+
+def test_a_metric_is_known_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    words = []
+    for seed in (6, 6, 8):
+        path.write_text(f"def agree(run):\n    return {seed}\n")
+        words.append(read_metric(f"{path}:agree").words())
+    assert words[0] == words[1] != words[2]
+
+
+def test_options_of_a_criterion_may_be_called_as_anything(tmp_path: Path) -> None:
+    network = loaded(SAMPLES["plain"](), tmp_path)
+    plans = [
+        network.export(
+            tmp_path / str(seed), target_macs="0.6x", criterion="random", criterion_options={"seed": seed}, measure=None
+        ).plan_path.read_bytes()
+        for seed in (3, 3, 4)
+    ]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_noise_and_samples_do_not_share_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str] = []
+    monkeypatch.setattr(graphprune.choose.ScoreCache, "read", lambda self, groups: keys.append(str(self.path)))
+    network = loaded(SAMPLES["plain"](), tmp_path)
+    options: dict[str, Any] = {"target_macs": "0.6x", "criterion": "wanda", "repair": "none", "measure": None}
+    monkeypatch.setattr("graphprune.choose.matched", lambda grouping, *_: grouping.coupling.program)
+    network.export(tmp_path / "a", calib="none", calib_samples=4, **options)
+    monkeypatch.setattr("graphprune.choose.matched", lambda *_: None)
+    network.export(tmp_path / "b", calib="none", calib_samples=4, **options)
+    assert len(keys) == len(set(keys)) == 2
+
+
+def test_ranges_of_int8_are_not_made_of_noise(tmp_path: Path) -> None:
+    network = loaded(SAMPLES["plain"](), tmp_path)
+    with pytest.raises(UsageError, match="--quantize: ranges that noise reaches say nothing"):
+        network.export(tmp_path / "out", target_macs="0.6x", calib="none", quantize="int8", measure=None)
 
 
 def test_a_bound_holds_for_the_artefact_or_is_aimed_at_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import graphprune
-from graphprune.errors import InputError, NothingPrunableError, UsageError
+from graphprune.errors import InputError, NothingPrunableError, TargetError, UsageError
 from graphprune.passes.files import read_plan
 from graphprune.passes.plan import Plan
 
@@ -286,6 +286,11 @@ def test_a_plan_that_training_cannot_follow_is_refused(groups: ModuleGroups) -> 
             hesso(groups, target=plan)
     finally:
         groups.narrow(every)
+
+
+def test_a_share_that_cannot_be_reached_is_said_at_once(groups: ModuleGroups) -> None:
+    with pytest.raises(TargetError, match="cannot be met"):
+        hesso(groups, target=0.01, floor=0.9)
 
 
 def test_a_state_of_another_network_is_refused(groups: ModuleGroups) -> None:

@@ -27,7 +27,7 @@ torch = pytest.importorskip("torch")
 from graphprune.training.distill import consumers  # noqa: E402
 from graphprune.training.finetune import _Training  # noqa: E402
 from graphprune.training.groups import difference, outputs_of  # noqa: E402
-from graphprune.training.iterative import prune_and_tune, shares  # noqa: E402
+from graphprune.training.iterative import _word, prune_and_tune, shares  # noqa: E402
 from graphprune.training.parallel import World  # noqa: E402
 from graphprune.training.rates import usual_sizes  # noqa: E402
 
@@ -368,11 +368,32 @@ def test_inner_values_behind_what_was_cut_are_found(files: Path, tmp_path: Path)
     assert both.before > plain.before
 
 
-def test_a_loader_with_labels_gives_samples(files: Path) -> None:
+def test_a_loader_with_labels_gives_samples(files: Path, tmp_path: Path) -> None:
     images = torch.from_numpy(np.load(files / "data.npz")["x"][:24])
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(24)), batch_size=8)
     given = (files / "pruned" / "model.onnx", files / "original.onnx")
-    assert graphprune.finetune(*given, loader, **RUN).after < graphprune.finetune(*given, loader, **RUN).before
+    expected = graphprune.finetune(*given, loader, **RUN)
+    assert expected.after < expected.before
+    sets = torch.utils.data.TensorDataset
+    several: tuple[Any, ...] = (sets(images), sets(images, torch.rand(24, 3, 8, 8), torch.arange(24)))
+    forms = [torch.utils.data.DataLoader(one, batch_size=8) for one in several]
+    held = [part.clone().requires_grad_() for part in images.split(8)]
+    for form in (*forms, held):
+        assert graphprune.finetune(*given, form, **RUN).before == expected.before
+    np.savez(tmp_path / "part.npz", x=images.numpy())
+    of_file, of_arrays = (graphprune.finetune(*given, one, **RUN) for one in (tmp_path / "part.npz", {"x": images}))
+    assert of_file.before == of_arrays.before
+
+
+def test_options_of_a_schedule_are_the_same_in_every_process() -> None:
+    def made() -> Any:
+        def loss(run: Any) -> Any:
+            return run
+
+        return {"criterion_options": {"loss": loss}, "table": np.arange(3)}
+
+    first, second = (json.dumps(made(), default=_word) for _ in range(2))
+    assert first == second != json.dumps({**made(), "table": np.arange(1, 4)}, default=_word)
 
 
 def test_samples_that_hold_nan_are_blamed(files: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from graphprune.errors import GraphpruneError, InputError, UsageError
+from graphprune.errors import GraphpruneError, InputError, Terminated, UsageError
 
 __all__ = ["first_line", "is_reference", "missing_torch", "named", "resolve"]
 
@@ -138,7 +138,7 @@ def _call(factory: Any, text: str) -> Any:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             made = factory()
-    except GraphpruneError:
+    except (GraphpruneError, Terminated):
         raise
     except ModuleNotFoundError as error:
         raise _lacking(text, error) from error
@@ -169,7 +169,7 @@ def _import(place: str) -> ModuleType:
         raise InputError(f"'{place}' {'is a folder' if Path(place).is_dir() else 'does not exist'}")
     try:
         return _import_file(Path(place).resolve()) if is_file else _import_dotted(place)
-    except GraphpruneError:
+    except (GraphpruneError, Terminated):
         raise
     except ModuleNotFoundError as error:
         if error.name and not is_file and (place == error.name or place.startswith(error.name + ".")):

@@ -29,6 +29,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune import progress
+from graphprune.calibration.fit import Rows, largest, missed, ridge_fit, times
 from graphprune.calibration.linear import Linear, Sizes, linears_of
 from graphprune.calibration.moments import Moments
 from graphprune.calibration.observations import LARGEST, chosen_rows, rows_each
@@ -46,15 +47,9 @@ Method = Literal["bias", "refit"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Feeds = Mapping[str, Array]
 Floats = NDArray[np.float64]
-Rows = tuple[NDArray[np.float32], NDArray[np.float32]]  # of a map: what it reads, and what the original gives
 
-_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of a column
-_ROUNDED = 4 * float(np.finfo(np.float32).eps)  # of the trace: products of float32 rows are no better than that
-_UNKNOWN = 0.1  # the ridge where no sample is held out to choose it on
 _HELD_OUT = 5  # every n-th sample is kept out of the fit that chooses the ridge
 _EQUAL = 1e-10  # of the variance: nothing to repair
-_FLATTEST = 0.5  # slope: fits that explain less of a result are not stretched further
-_GAIN = 0.99  # of the error on what was held out: less than that is noise
 
 
 @dataclass(frozen=True)
@@ -146,7 +141,7 @@ class _Repairing:
 
     def __post_init__(self) -> None:
         self.constants = Constants(self.model.graph)
-        self.last = _last(linears_of(self.grouping))
+        self.last = _last(self.grouping)
 
     def dressed(self) -> ir.Model:
         nodes = {node.outputs[0].name: node for node in self.model.graph if node.outputs}
@@ -209,21 +204,21 @@ class _Repairing:
             return None
         fit, held = moments
         every = fit + held
-        missed = _missed(start, every, every.mean_y - _times(start, every.mean))
+        lost = missed(start, every, every.mean_y - times(start, every.mean))
         power = float(every.power.sum())
-        raw = missed + float(((every.mean_y - _times(start, every.mean)) ** 2).sum())
+        raw = lost + float(((every.mean_y - times(start, every.mean)) ** 2).sum())
         if raw <= _EQUAL * power:
             return None
-        ridge, found = (None, start) if self.options.method == "bias" else self._fitted(start, fit, held, every)
+        ridge, found = (None, start) if self.options.method == "bias" else ridge_fit(start, fit, held, every)
         gains = Reader(linear, node, after, self.run, self.model).gains()
         if found is not start and seen:
-            found = _largest(found, every, seen, self._offset(linear, node, after, gains))
-        shift = every.mean_y - _times(found, every.mean)
+            found = largest(found, every, seen, self._offset(linear, node, after, gains))
+        shift = every.mean_y - times(found, every.mean)
         self._write(node, linear, shift, after, None if found is start else found, gains)
         cut.refresh()
         return Step(
             linear.name, int(columns.size), raw / power if power else 0.0,
-            _missed(found, every, shift) / power if power else 0.0, ridge,
+            missed(found, every, shift) / power if power else 0.0, ridge,
         )  # fmt: skip
 
     def _offset(self, linear: Linear, node: ir.Node, size: Sizes, gains: tuple[float, float]) -> Floats:
@@ -294,19 +289,6 @@ class _Repairing:
             else:
                 fit.add(left, right)
         return None if fit is None or held is None or not fit.count else (fit, held)
-
-    def _fitted(self, start: Floats, fit: Moments, held: Moments, every: Moments) -> tuple[float | None, Floats]:
-        """The ridge that does best on what was held out, and the fit to everything with it."""
-        if not held.count:
-            return _UNKNOWN, _solved(start, every, _UNKNOWN)
-        kept = fit.mean_y - _times(start, fit.mean)
-        least, chosen = _GAIN * _missed(start, held, kept), None
-        for ridge in _RIDGES:
-            found = _solved(start, fit, ridge)
-            error = _missed(found, held, fit.mean_y - _times(found, fit.mean))
-            if error < least:
-                least, chosen = error, ridge
-        return chosen, start if chosen is None else _solved(start, every, chosen)
 
     def _write(
         self, node: ir.Node, linear: Linear, shift: Floats, size: Sizes, changed: Floats | None,
@@ -381,74 +363,17 @@ class _Left(Exception):
     """A map that is left as it is, and why."""
 
 
-def _times(weights: Floats, mean: Floats) -> Floats:
-    return np.asarray(np.einsum("boq,bq->bo", weights, mean))
-
-
-def _missed(weights: Floats, moments: Moments, shift: Floats) -> float:
-    """Mean square of what ``weights x + shift`` misses of ``y``, over everything."""
-    off = moments.mean_y - _times(weights, moments.mean) - shift
-    joint = np.einsum("boq,bqo->", weights, moments.cross)
-    own = np.einsum("boq,boq->", weights @ moments.covariance, weights)
-    return max(float(moments.power.sum() - 2 * joint + own), 0.0) + float((off**2).sum())
-
-
-def _slopes(weights: Floats, moments: Moments) -> Floats:
-    """Slope of the fit's results regressed on the original's, ``(B, out)``, from ``_FLATTEST`` to 1."""
-    joint, power = np.einsum("boq,bqo->bo", weights, moments.cross), moments.power
-    slopes = np.divide(joint, power, out=np.ones_like(power), where=power > 0)
-    return np.asarray(np.clip(slopes, _FLATTEST, 1.0))
-
-
-def _largest(found: Floats, every: Moments, seen: Sequence[Rows], offset: Floats) -> Floats:
-    """The fit with all slopes 1; as it is where the largest result is then the right one in fewer of the rows held out.
-
-    ``offset``, ``(B, out)``: what is added to the map's results.
-    """
-    stretched = found / _slopes(found, every)[:, :, None]
-    middle = every.mean_y + offset
-    right = [0, 0]
-    for left, wanted in seen:
-        centred, top = (left - every.mean).transpose(1, 0, 2), (wanted + offset).argmax(axis=2)
-        for k, weights in enumerate((found, stretched)):
-            given = (centred @ weights.transpose(0, 2, 1)).transpose(1, 0, 2) + middle
-            right[k] += int((given.argmax(axis=2) == top).sum())
-    return stretched if right[1] >= right[0] else found
-
-
-def _last(linears: Sequence[Linear]) -> set[str]:
-    """Names of the maps that no other map follows."""
+def _last(grouping: Grouping) -> set[str]:
+    """Names of the maps whose results no contraction reads any more, be it one that is repaired or not."""
     followed: set[ir.Node] = set()
-    for one in linears:
-        stack = [value.producer() for value in one.binding.node.inputs if value is not None]
+    for binding in grouping.coupling.bindings:
+        stack = [value.producer() for value in binding.node.inputs if value is not None and binding.layout.macs]
         while stack:
             node = stack.pop()
             if node is not None and node not in followed:
                 followed.add(node)
                 stack += [value.producer() for value in node.inputs if value is not None]
-    return {one.name for one in linears if one.binding.node not in followed}
-
-
-def _solved(start: Floats, moments: Moments, ridge: float) -> Floats:
-    """The fit drawn towards ``start``."""
-    from scipy.linalg import cho_factor, cho_solve
-
-    covariance = moments.covariance
-    n = covariance.shape[1]
-    trace = np.maximum(np.trace(covariance, axis1=1, axis2=2), np.finfo(np.float32).tiny)
-    right = moments.cross - covariance @ start.transpose(0, 2, 1)
-    # where rows hardly differ from each other, rounding follows their squares and not their differences
-    for rounded in (_ROUNDED * trace, _ROUNDED * (trace + moments.second.sum(axis=1))):
-        lift = np.maximum(ridge / n * trace, rounded)
-        lifted = covariance + lift[:, None, None] * np.eye(n)
-        try:
-            if len(lifted) > 1:  # many small systems: depthwise and grouped convolutions
-                return np.asarray(start + np.linalg.solve(lifted, right).transpose(0, 2, 1))
-            factor = cho_factor(lifted[0], lower=True, overwrite_a=True, check_finite=False)
-            return np.asarray(start + cho_solve(factor, right[0], check_finite=False).T)
-        except np.linalg.LinAlgError:
-            continue
-    return start
+    return {one.name for one in linears_of(grouping) if one.binding.node not in followed}
 
 
 def _still(linear: Linear, size: Sizes) -> Floats:

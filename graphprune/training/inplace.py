@@ -278,8 +278,8 @@ def load_module(module: nn.Module, path: str | os.PathLike[str]) -> ModuleCut:
 def _check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Raise ``RuntimeError`` before anything is copied where names or shapes are not the module's."""
     own = module.state_dict()
-    for name in sorted(own.keys() ^ state.keys()):
-        raise RuntimeError(f"'{name}' is in one of them only")
+    if alone := sorted(own.keys() ^ state.keys()):
+        raise RuntimeError(f"'{alone[0]}' is in one of them only")
     for name, value in own.items():
         if isinstance(value, Tensor) and value.shape != state[name].shape:
             raise RuntimeError(f"'{name}' has the shape {list(state[name].shape)} there and {list(value.shape)} here")
