@@ -204,7 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}; run `make demo`, which installs what is needed", file=sys.stderr)
         return 2
     try:
-        measure = MeasureOptions(duration=given.duration, rounds=ROUNDS, warm_up_cap_ms=1000.0)
+        measure = MeasureOptions(
+            duration=given.duration, rounds=ROUNDS, warm_up_cap_ms=1000.0, max_width=0.04, max_duration=15.0
+        )
         demo(given.output, measure, console(), {"target_latency": given.target_latency})
     except GraphpruneError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,7 +18,7 @@ from graphprune.backends.base import get_backend
 from graphprune.backends.runner import OrtRunner
 from graphprune.choose import Choice, Chooser, whole
 from graphprune.coupling.groups import Keep
-from graphprune.errors import InputError, TargetError, UsageError, VerificationError
+from graphprune.errors import InputError, NoiseError, TargetError, UsageError, VerificationError
 from graphprune.frontends.samples import Samples, is_noise, read_samples
 from graphprune.ir.files import output_folder, staging_folder
 from graphprune.ir.program import release
@@ -298,13 +298,23 @@ class _Export:
             if met is None or found is None or made.tried:
                 return choice, document, made
             figure = figure_of(found, self.options.statistic)
+            if figure.ratio.value <= met.target.within(figure.a_ms) < figure.ratio.high:  # noise: look again
+                with timed(self.seconds, "measure"):
+                    found = self._compared(chooser.source, staging / "model.onnx")
+                assert found is not None
+                figure, made = figure_of(found, self.options.statistic), replace(made, comparison=found)
             ratio, share = figure.ratio, met.target.within(figure.a_ms)
             if ratio.high <= share:
                 return replace(choice, met=replace(met, share=share)), document, made
             tightened *= share / ratio.high
+        seen = f"the artefact takes {ratio.value:.3f}x of the original's time [{ratio.low:.3f}, {ratio.high:.3f}]"
+        if ratio.low <= share:
+            raise NoiseError(
+                f"the machine is too noisy to say whether {chooser.options.target_latency} is met: {seen}; measure "
+                "longer (--duration) or on an idle machine"
+            )
         raise TargetError(
-            f"the artefact takes {ratio.value:.3f}x of the original's time [{ratio.low:.3f}, "
-            f"{ratio.high:.3f}], {share:.3g}x were asked for; ask for less, or repair the bias alone (--repair bias)"
+            f"{seen}, {share:.3g}x were asked for; allow more time, or repair the bias alone (--repair bias)"
         )
 
     def _assessed(self, made: _Made) -> Accuracy | None:

@@ -155,7 +155,6 @@ def command(
         duration=duration,
         warm_up_ms=warm_up_ms,
         warm_up_cap_ms=max(2000.0, 2 * warm_up_ms),
-        max_width=0.03 if several else None,
         seed=seed,
         backend=name,
         backend_options=runtime,
