@@ -34,7 +34,7 @@ from graphprune.passes.repair import Repaired
 from graphprune.passes.shrink import Shrink
 from graphprune.passes.verify import Verdict, Verify
 from graphprune.pipeline import IN_MEMORY, timed, verify_program
-from graphprune.quantize import INT8, Corner, four_corners
+from graphprune.quantize import DENSE_INT8, INT8, Corner, four_corners, quantize_int8
 from graphprune.report.files import REPORTS, check_reports, stale_plots, write_family, write_reports
 from graphprune.report.manifest import manifest_document, to_bytes
 
@@ -179,6 +179,8 @@ class _Export:
         self.metric = None if options.metric is None else read_metric(options.metric)
         self.earlier = earlier
         self.chooser: Chooser | None = None
+        if self.options.keep_source and network.source is not None:
+            raise UsageError("--keep-source writes the network that a module became; here the source is a file already")
         self._spare_the_source()
 
     def run(self) -> ExportResult:
@@ -187,8 +189,23 @@ class _Export:
         try:
             with staging_folder(output_folder(self.out)) as staging:
                 return self._run(staging)
+        except InputError as error:
+            self._blame_a_sample(error)
+            raise
         finally:
             _remove_empty(made)  # stays where something was written
+
+    def _blame_a_sample(self, error: InputError) -> None:
+        """Say so where it is a sample that does not run, in the network as it came in."""
+        if not IN_MEMORY.search(str(error)):
+            return
+        run = OrtRunner()
+        for one in (*self.samples.feeds, *self.held.feeds):
+            try:
+                run(self.network.program.model, one)
+            except InputError as found:
+                said = IN_MEMORY.sub("the network", str(found))
+                raise InputError(f"a sample of '{self.samples.source}' does not run: {said}") from error
 
     def _spare_the_source(self) -> None:
         source = self.network.source
@@ -204,6 +221,9 @@ class _Export:
         network = self.network
         source = self._source(staging)
         self._read_samples()
+        if self.options.quantize is not None:  # before any other work: the tool refuses some networks
+            with timed(self.seconds, "quantize"):
+                quantize_int8(source["path"], self.samples.feeds, staging / DENSE_INT8)
         options = self.options
         chooser = self.chooser = Chooser(
             network, options, self.targets, self.samples, self.held, self.metric, source["path"], staging,
@@ -402,7 +422,7 @@ class _Export:
     def _corners(self, source: Path, staging: Path) -> list[Corner]:
         with timed(self.seconds, "quantize"):
             return four_corners(
-                self.network.program.model, source, staging / "model.onnx", staging, self.samples.feeds,
+                self.network.program.model, source, staging / "model.onnx", staging / DENSE_INT8, self.samples.feeds,
                 self.held.feeds, self.metric, partial(self._compared, source),
             )  # fmt: skip
 

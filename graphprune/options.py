@@ -185,9 +185,18 @@ def _check_backend(options: ExportOptions) -> None:
 
 
 def _check_latency(options: ExportOptions, latency: LatencyTarget | None) -> None:
+    timed = latency is not None or (options.max_drop is not None and options.measure is not None)
+    if options.latency_table is not None and not timed:
+        raise UsageError(
+            "--latency-table serves a latency target: add --target-latency (with --max-drop, leave out --no-measure), "
+            "or leave the table out"
+        )
+    if options.profile_seconds != ExportOptions.profile_seconds and (not timed or options.latency_table is not None):
+        raise UsageError(
+            "--profile-seconds is for the step curves that a latency target measures here: add --target-latency (and "
+            "no --latency-table), or leave it out"
+        )
     if latency is None:
-        if options.latency_table is not None:
-            raise UsageError("--latency-table serves a latency target; add --target-latency, or leave the table out")
         if options.statistic != "median" and options.max_drop is None:
             raise UsageError(f"--statistic {options.statistic} says what a latency target is on; add --target-latency")
         return

@@ -21,10 +21,11 @@ from graphprune.ir.program import Array
 from graphprune.ir.store import external_locations
 from graphprune.latency.measure import Comparison
 
-__all__ = ["INT8", "Corner", "four_corners", "prepared", "quantize_int8"]
+__all__ = ["DENSE_INT8", "INT8", "Corner", "four_corners", "prepared", "quantize_int8"]
 
 Feeds = Mapping[str, Array]
 INT8 = "model.int8.onnx"  # beside the artefact
+DENSE_INT8 = "dense.int8.onnx"  # the original's, to compare
 _SAMPLES = 64  # that the ranges are taken from: more hardly widen them
 
 
@@ -54,7 +55,7 @@ def four_corners(
     original: ir.Model,
     source: Path,
     pruned: Path,
-    folder: Path,
+    dense_int8: Path,
     samples: Sequence[Feeds],
     held: Sequence[Feeds],
     metric: Metric | None,
@@ -63,15 +64,14 @@ def four_corners(
     """Dense and pruned, float and int8: sizes, measured times and how good they are.
 
     Args:
-        original: the network; ``source`` is its file, ``pruned`` the artefact's.
-        folder: where ``dense.int8.onnx`` and ``model.int8.onnx`` are written.
+        original: the network; ``source`` is its file, ``dense_int8`` that of :func:`quantize_int8`.
+        pruned: the artefact's file; ``model.int8.onnx`` is written beside it.
         samples: to take ranges from; ``held``: those that nothing was fitted to.
         metric: the user's own, if any.
         ratio: measures a file against the source; None where nothing is measured.
     """
-    files = {"dense int8": folder / "dense.int8.onnx", "pruned int8": folder / INT8}
-    for start, file in zip((source, pruned), files.values(), strict=True):
-        quantize_int8(start, samples, file)
+    files = {"dense int8": dense_int8, "pruned int8": pruned.with_name(INT8)}
+    quantize_int8(pruned, samples, files["pruned int8"])
     expected = outputs_of(partial(OrtRunner(), original), held)
     corners = []
     for name, file in {"dense float": source, "pruned float": pruned, **files}.items():
@@ -95,10 +95,11 @@ def quantize_int8(source: Path, samples: Sequence[Feeds], out: Path) -> None:
     """Write ``source`` with int8 weights (per channel) and activations, as QuantizeLinear/DequantizeLinear pairs.
 
     Made by ``onnxruntime.quantization`` with ranges from the samples (smallest and largest value). Opsets below 13 are
-    raised to 13, the first one with a scale per channel.
+    raised to 13, the first one with a scale per channel, and those of float16 networks to 19, the first one with scales
+    in float16.
 
     Raises:
-        InputError: the tool refuses the network.
+        InputError: the tool refuses the network, finds nothing to quantise, or writes what does not run.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -123,11 +124,17 @@ def quantize_int8(source: Path, samples: Sequence[Feeds], out: Path) -> None:
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
             )
+            old, new = ir.load(source), ir.load(out)
+            OrtRunner()(new, samples[0])
         except Exception as error:
-            raise InputError(f"ONNX Runtime's quantisation refuses the network: {first_line(error)}") from error
+            quantised = _holds_int8(ir.load(source))
+            why = "it holds int8 weights already" if quantised else first_line(error)
+            raise InputError(f"--quantize: ONNX Runtime's quantisation cannot take the network: {why}") from error
         finally:
             loud.setLevel(level)
-    _restore_names(source, out)
+    if not _holds_int8(new):
+        raise InputError("--quantize: ONNX Runtime's quantisation found nothing to quantise in the network")
+    _restore_names(old, new, out)
 
 
 def prepared(path: Path, folder: Path) -> Path:
@@ -143,17 +150,23 @@ def prepared(path: Path, folder: Path) -> Path:
         held.CopyFrom(node.attribute[0].t)
         held.name = node.output[0]
         model.graph.node.remove(node)
+    half = any(one.data_type == onnx.TensorProto.FLOAT16 for one in model.graph.initializer)
+    least = 19 if half else 13
     newer, ready = folder / "newer.onnx", folder / "ready.onnx"
-    if any(one.domain in ("", "ai.onnx") and one.version < 13 for one in model.opset_import):
-        model = version_converter.convert_version(model, 13)
+    if any(one.domain in ("", "ai.onnx") and one.version < least for one in model.opset_import):
+        model = version_converter.convert_version(model, least)
     onnx.save(model, newer)
     quant_pre_process(str(newer), str(ready), skip_symbolic_shape=True, skip_optimization=True)
     return ready
 
 
-def _restore_names(source: Path, out: Path) -> None:
+def _holds_int8(model: ir.Model) -> bool:
+    held = (one.const_value for one in model.graph.initializers.values())
+    return any(one is not None and one.dtype in (ir.DataType.INT8, ir.DataType.UINT8) for one in held)
+
+
+def _restore_names(old: ir.Model, new: ir.Model, out: Path) -> None:
     """The metadata of the source, which the tool drops (class names live there)."""
-    old, new = ir.load(source), ir.load(out)
     missing = {key: value for key, value in old.metadata_props.items() if key not in new.metadata_props}
     if missing:
         new.metadata_props.update(missing)

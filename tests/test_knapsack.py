@@ -137,7 +137,7 @@ def test_thinning_keeps_the_ends() -> None:
 def test_floors_above_the_limit() -> None:
     widths = {"g0": 10, "g1": 10}
     resource = chain("latency", widths, 1, 1, 12.0)  # at 5 x 5 units it takes 28
-    with pytest.raises(TargetError, match=r"with every group cut to its floor .* 2\.33 times the latency that may be"):
+    with pytest.raises(TargetError, match=r"cut to its floor .* of the latency, 2\.33 times what may be"):
         problem(widths, [resource], 0, floor=0.5).solve()
 
 

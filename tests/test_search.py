@@ -18,6 +18,7 @@ from graphprune.accuracy import Accuracy, Figure, fastest_within, fidelity, pars
 from graphprune.errors import InputError, TargetError, UsageError
 from graphprune.frontends.samples import Preprocessing, read_samples
 from graphprune.pipeline import Network
+from graphprune.quantize import quantize_int8
 from graphprune.search import Budget
 from tests.models import SAMPLES, Net, Sample
 
@@ -176,6 +177,28 @@ def test_int8_corners_run_and_are_told(tmp_path: Path) -> None:
     assert not (result.folder / "model.int8.onnx").exists()  # it is of another artefact
 
 
+def test_what_cannot_be_quantised_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphprune.choose.Chooser, "choose", None)
+    sample = SAMPLES["plain"]()
+    quantize_int8(sample.save(tmp_path / "m.onnx"), feeds(sample, 4), tmp_path / "int8.onnx")
+    for model, words in (
+        (onnx.load(tmp_path / "int8.onnx"), "cannot take the network: it holds int8 weights already"),
+        (SAMPLES["double"]().model, "found nothing to quantise"),
+    ):
+        again = Sample(model, SAMPLES["double"]().shapes if "nothing" in words else sample.shapes)
+        with pytest.raises(InputError, match=words):
+            loaded(again, tmp_path).export(
+                tmp_path / "again", target_macs="0.7x", calib=feeds(again, 32), measure=None, quantize="int8"
+            )
+
+
+def test_a_network_in_half_precision_is_quantised(tmp_path: Path) -> None:
+    sample = SAMPLES["half"]()
+    quantize_int8(sample.save(tmp_path / "m.onnx"), feeds(sample, 4), tmp_path / "int8.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "int8.onnx"))
+    assert session.run(None, sample.feeds())[0].dtype == np.float16
+
+
 def yields() -> Iterator[Any]:
     rng = np.random.default_rng(0)
     for _ in range(5):
@@ -218,7 +241,8 @@ def test_calibration_data_come_in_many_ways(how: str, tmp_path: Path) -> None:
         source = {"x": array, "labels": np.arange(5)}
     else:
         source = [{"x": one[None]} for one in array]
-    samples = read_samples(source, network.program, images=Preprocessing.parse("mean=0.5,std=0.5"))
+    images = Preprocessing.parse("mean=0.5,std=0.5") if how == "images" else None
+    samples = read_samples(source, network.program, images=images)
     assert sum(len(one["x"]) for one in samples.feeds) == 5
     assert all(one["x"].dtype == np.float32 and one["x"].shape[1:] == (3, 8, 8) for one in samples.feeds)
     joined = samples.batched(network.program)
@@ -247,6 +271,41 @@ def test_data_that_do_not_fit_are_told(source: Any, sentence: str, tmp_path: Pat
     network = loaded(SAMPLES["plain"](), tmp_path)
     with pytest.raises(InputError, match=sentence):
         read_samples(source, network.program)
+
+
+def test_images_fill_the_batch_that_a_network_takes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = pytest.importorskip("PIL.Image")
+    net = Net(dtype=np.float16)
+    net.op("Relu", net.input("x", [2, 3, 8, 8]), out="y")
+    network = loaded(Sample(net.build({"y": [2, 3, 8, 8]}), {"x": (2, 3, 8, 8)}), tmp_path)
+    for i in range(5):
+        image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    read = read_samples(tmp_path, network.program, images=Preprocessing((0.0,), (1.0,)))
+    seen = [one["x"][:, 0, 0, 0].tolist() for one in read.feeds]
+    assert seen == [pytest.approx([0, 40 / 255], rel=1e-3), pytest.approx([80 / 255, 120 / 255], rel=1e-3)]
+    assert "1 samples are left over" in caplog.text
+    with pytest.raises(UsageError, match=r"--calib-images says how .* 'arrays in memory' is none"):
+        read_samples({"x": np.zeros((2, 3, 8, 8))}, network.program, images=Preprocessing())
+
+
+def numbers() -> Sample:
+    """Takes whole numbers below 9."""
+    net = Net()
+    y = net.op("Gather", net.weight("table", 9, 16), net.input("ids", ["batch", 4], onnx.TensorProto.INT64))
+    y = net.op("Relu", net.linear(y, "a", 16, 24))
+    net.linear(y, "head", 24, 5, out="y")
+    return Sample(net.build({"y": ["batch", 4, 5]}), {"ids": (1, 4)})
+
+
+def test_samples_of_whole_numbers(tmp_path: Path) -> None:
+    network = loaded(numbers(), tmp_path)
+    good = np.random.default_rng(0).integers(0, 9, (30, 4))
+    assert read_samples({"ids": good.astype(np.float32)}, network.program).feeds[0]["ids"].dtype == np.int64
+    with pytest.raises(InputError, match=r"sample 0 of 'arrays in memory': input 'ids' .* holds fractions"):
+        read_samples({"ids": good + 0.5}, network.program)
+    good[20, 1] = 9
+    with pytest.raises(InputError, match=r"a sample of 'arrays in memory' does not run: .*idx=9 must be within"):
+        network.export(tmp_path / "out", target_macs="0.7x", calib={"ids": good}, measure=None)
 
 
 def test_two_inputs_are_named(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def read_samples(
         if isinstance(source, str) and is_reference(text):
             made: Iterable[Any] = _yielded(text)
         elif Path(text).is_dir():
-            made = _folder(Path(text), program, images or Preprocessing())
+            made = _folder(Path(text), program, images)
         elif Path(text).is_file():
             made = _file(Path(text), program)
         else:
@@ -217,6 +217,8 @@ def read_samples(
         made = _batches({name: arrays[name] for name in _inputs(program)}, program, text)
     else:
         made, text = source, "samples in memory"
+    if images is not None and not (isinstance(source, (str, Path)) and Path(text).is_dir()):
+        raise UsageError(f"--calib-images says how the images in a folder are read; '{text}' is none")
     found: list[Feeds] = []
     iterator = iter(made)
     of_files = isinstance(source, (str, Path)) and not is_reference(str(source))
@@ -279,23 +281,29 @@ def _yielded(text: str) -> Iterable[Any]:
     return made
 
 
-def _folder(folder: Path, program: Program, images: Preprocessing) -> Iterator[Any]:
+def _folder(folder: Path, program: Program, images: Preprocessing | None) -> Iterator[Any]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".npy", ".npz", *_IMAGES))
     if not files:
         raise InputError(f"the folder '{folder}' holds no .npy, .npz or image files")
-    inputs = _inputs(program)
+    pictures = [path for path in files if path.suffix.lower() in _IMAGES]
+    if images is not None and not pictures:
+        raise UsageError(f"--calib-images says how the images in a folder are read; '{folder}' holds none")
     for path in files:
-        if path.suffix.lower() in _IMAGES:
-            (name, value), *more = inputs.items()
-            shape = program.shapes[name]
-            if more or len(shape) != 4 or value.dtype != ir.DataType.FLOAT:
-                raise InputError(
-                    f"images serve a network with one float input N x C x H x W; this one takes {_wanted(program)}"
-                )
-            array = images.array(path, shape)
-            yield {name: np.repeat(array, shape[0], axis=0)}
-        else:
+        if path not in pictures:
             yield from _file(path, program)
+    if pictures:
+        yield from _pictures(pictures, program, images or Preprocessing(), str(folder))
+
+
+def _pictures(paths: Sequence[Path], program: Program, images: Preprocessing, where: str) -> Iterator[Feeds]:
+    (name, value), *more = _inputs(program).items()
+    shape = program.shapes[name]
+    if more or len(shape) != 4 or value.dtype is None or not value.dtype.is_floating_point():
+        raise InputError(
+            f"images serve a network with one float input N x C x H x W; this one takes {_wanted(program)}"
+        )
+    for run in _runs(len(paths), 1 if 0 in program.moving.get(name, ()) else shape[0], where):
+        yield {name: np.concatenate([images.array(path, shape) for path in paths[run]])}
 
 
 def _file(path: Path, program: Program) -> Iterator[Any]:
@@ -339,12 +347,18 @@ def _batches(arrays: Mapping[str, Array], program: Program, where: str) -> Itera
     free = all(0 in program.moving.get(name, ()) for name in arrays)
     sizes = {program.shapes[name][0] for name in arrays if program.shapes[name]}
     step = 1 if free or len(sizes) != 1 else sizes.pop()  # single ones are joined when they are run
+    for run in _runs(count, step, where):
+        yield {name: array[run] for name, array in arrays.items()}
+
+
+def _runs(count: int, step: int, where: str) -> Iterator[slice]:
+    """Samples of each run, where the network takes so many at a time."""
     if 0 < count < step:
         raise InputError(f"'{where}' holds {count} samples, and the network takes {step} at a time")
     if count % step:
         _log.warning("'%s': %d samples are left over, the network takes %d at a time", where, count % step, step)
     for at in range(0, count - step + 1, step):
-        yield {name: array[at : at + step] for name, array in arrays.items()}
+        yield slice(at, at + step)
 
 
 def _inputs(program: Program) -> dict[str, ir.Value]:
@@ -404,7 +418,11 @@ def _checked(sample: Any, program: Program, where: str) -> Feeds:
                 f"{'x'.join('?' if i in moving else str(n) for i, n in enumerate(shape))}"
             )
         dtype = value.dtype.numpy() if value.dtype is not None else array.dtype
-        if array.dtype.kind not in "biuf" and array.dtype != dtype:
-            raise InputError(f"{where}: input '{name}' is of the type {array.dtype}, the network takes {dtype}")
+        whole = dtype.kind not in "iu" or array.dtype.kind != "f" or bool(np.all(array == np.rint(array)))
+        if (array.dtype.kind not in "biuf" and array.dtype != dtype) or not whole:
+            fractions = "" if whole else " and holds fractions"
+            raise InputError(
+                f"{where}: input '{name}' is of the type {array.dtype}{fractions}, the network takes {dtype}"
+            )
         feeds[name] = np.ascontiguousarray(array.astype(dtype, copy=False))
     return feeds

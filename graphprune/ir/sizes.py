@@ -73,8 +73,9 @@ class Constants:
 
 
 def dtype_of(value: ir.Value | None) -> ir.DataType:
-    """The declared type of a value; float32 where none is."""
-    return (value.dtype if value is not None else None) or ir.DataType.FLOAT
+    """The declared type of a value, or that of the constant it holds; float32 where neither is known."""
+    held = None if value is None or value.const_value is None else value.const_value.dtype
+    return (None if value is None else value.dtype) or held or ir.DataType.FLOAT
 
 
 class Masks(Protocol):

@@ -313,9 +313,9 @@ class _Repairing:
             if tensor is not None:
                 self.constants.put(node, linear.bias, tensor.numpy() + own, held.name or "")
                 return
-        self._add(node, linear.added(shift * alpha, size), linear.name)
+        self._add(node, linear.added(shift * alpha, size), linear.name, dtype_of(node.inputs[linear.operand]))
 
-    def _add(self, node: ir.Node, shift: Floats, name: str) -> None:
+    def _add(self, node: ir.Node, shift: Floats, name: str, dtype: ir.DataType) -> None:
         """Add to a node's result: in the constant that is added to it already, or with a node more."""
         made = node.outputs[0]
         uses = list(made.uses())
@@ -328,7 +328,6 @@ class _Repairing:
             array = held.numpy()
             self.constants.put(user, k, array + shift.reshape(array.shape), old.name or name)
             return
-        dtype = made.dtype or ir.DataType.FLOAT
         value = self.constants.add(ir.tensor(shift.astype(dtype.numpy()), dtype=dtype), f"{name}/bias")
         label = self.constants.unique(f"{name}/repaired")
         node_more = ir.node("Add", inputs=[made, value], name=label)

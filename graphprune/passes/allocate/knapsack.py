@@ -94,9 +94,11 @@ class WidthProblem:
         Raises:
             TargetError: even the floors are above a limit; the message says by how much.
         """
-        floors = {**self.fixed, **{name: float(counts[0]) for name, counts in self._counts.items()}}
+        floors, whole = (
+            {**self.fixed, **{name: float(counts[at]) for name, counts in self._counts.items()}} for at in (0, -1)
+        )
         if over := [one for one in self.resources if one.total(floors) > one.limit]:
-            raise TargetError(_cannot(over, floors))
+            raise TargetError(_cannot(over, floors, whole))
         best = self._fill(self._greedy(), "greedy")
         limits = [one.limit for one in self.resources]
         for _ in range(_ROUNDS):
@@ -364,6 +366,7 @@ def _undominated(cost: Floats) -> NDArray[np.bool_]:
     return np.append(cost[:-1] < np.minimum.accumulate(cost[::-1])[::-1][1:], True)
 
 
-def _cannot(over: Sequence[Resource], floors: Counts) -> str:
-    said = ", ".join(f"{one.total(floors) / one.limit:.3g} times the {one.name} that may be used" for one in over)
-    return f"with every group cut to its floor the network still takes {said}; lower --floor, or ask for less"
+def _cannot(over: Sequence[Resource], floors: Counts, whole: Counts) -> str:
+    taken = [(one.name, one.total(floors) / one.total(whole), one.total(floors) / one.limit) for one in over]
+    said = ", ".join(f"{share:.3g}x of the {name}, {times:.3g} times what may be used" for name, share, times in taken)
+    return f"with every group cut to its floor the network still takes {said}; lower --floor, or allow more"
