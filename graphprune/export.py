@@ -5,22 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune.accuracy import Accuracy, assess, read_metric
+from graphprune.artefacts import MANIFEST, MODEL, PLAN, SOURCE, ArtefactFolder
 from graphprune.backends.base import get_backend
 from graphprune.backends.runner import OrtRunner
 from graphprune.choose import Choice, Chooser, whole
 from graphprune.coupling.groups import Keep
 from graphprune.errors import InputError, NoiseError, TargetError, UsageError, VerificationError
 from graphprune.frontends.samples import Samples, is_noise, read_samples
-from graphprune.ir.files import output_folder, staging_folder
 from graphprune.ir.program import release
 from graphprune.ir.store import external_locations, sha256_of, write_onnx
 from graphprune.latency.figures import enough_for, figure_of
@@ -35,7 +33,7 @@ from graphprune.passes.shrink import Shrink
 from graphprune.passes.verify import Verdict, Verify
 from graphprune.pipeline import IN_MEMORY, timed, verify_program
 from graphprune.quantize import DENSE_INT8, INT8, Corner, four_corners, quantize_int8
-from graphprune.report.files import REPORTS, check_reports, stale_plots, write_family, write_reports
+from graphprune.report.files import write_family, write_reports
 from graphprune.report.manifest import manifest_document, to_bytes
 
 if TYPE_CHECKING:
@@ -91,14 +89,7 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
         UsageError: no target and no plan, or both; a target that makes no sense; a folder that cannot be written.
     """
     targets = check_options(options)
-    folder = Path(out)
-    made = _missing(folder)
-    output_folder(folder)
-    _remove_empty(made)
-    check_reports(folder)
-    for name in (*_ARTEFACTS, *REPORTS):
-        if (folder / name).is_dir():
-            raise UsageError(f"cannot write '{folder / name}': it is a folder; choose another output folder")
+    ArtefactFolder(Path(out)).check()
     return targets
 
 
@@ -106,27 +97,6 @@ _PATIENCE = 2.0  # times as long as a candidate may be measured, with latency ta
 _MARGIN = 0.99  # of a latency target: the repaired artefact is measured by itself, and no two intervals are the same
 _ATTEMPTS = 3  # at a latency target, where what is repaired takes longer than what was only cut
 _TO_SPLIT = 16  # samples from which some are held out to look at afterwards
-_DATA = re.compile(r"model(-\d{5}-of-\d{5})?\.onnx\.data|model\.int8\.onnx", re.ASCII)
-_ARTEFACTS = (
-    "model.onnx",
-    "model.int8.onnx",
-    "model.onnx.data",
-    "source.onnx",
-    "source.onnx.data",
-    "plan.json",
-    "manifest.json",
-)
-
-
-def _missing(folder: Path) -> list[Path]:
-    """The folder and those above it that are not there yet, the innermost first."""
-    return [one for one in (folder, *folder.parents) if not one.exists()]
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    with suppress(OSError):  # somebody else has put something there
-        for one in folders:
-            one.rmdir()
 
 
 def export(network: Network, out: Path, options: ExportOptions) -> ExportResult:
@@ -172,7 +142,7 @@ class _Export:
         self.options = settled(options)
         self.asked_to_search = options.search_budget is not None
         self.targets = check_targets(options, out)
-        self.out = Path(out)
+        self.folder = ArtefactFolder(Path(out))
         self.seconds: dict[str, float] = {}
         self.samples = self.held = Samples((), "")
         self.fitted = 0
@@ -181,19 +151,18 @@ class _Export:
         self.chooser: Chooser | None = None
         if self.options.keep_source and network.source is not None:
             raise UsageError("--keep-source writes the network that a module became; here the source is a file already")
-        self._spare_the_source()
+        if network.source is not None:
+            beside = external_locations(network.program.model)
+            self.folder.spare([network.source, *(network.source.parent / name for name in beside)])
 
     def run(self) -> ExportResult:
         """All steps; files appear in the folder only when everything held."""
-        made = _missing(self.out)
         try:
-            with staging_folder(output_folder(self.out)) as staging:
+            with self.folder.staged() as staging:
                 return self._run(staging)
         except InputError as error:
             self._blame_a_sample(error)
             raise
-        finally:
-            _remove_empty(made)  # stays where something was written
 
     def _blame_a_sample(self, error: InputError) -> None:
         """Say so where it is a sample that does not run, in the network as it came in."""
@@ -206,16 +175,6 @@ class _Export:
             except InputError as found:
                 said = IN_MEMORY.sub("the network", str(found))
                 raise InputError(f"a sample of '{self.samples.source}' does not run: {said}") from error
-
-    def _spare_the_source(self) -> None:
-        source = self.network.source
-        if source is None:
-            return
-        files = [source, *(source.parent / name for name in external_locations(self.network.program.model))]
-        for target in [self.out / name for name in _ARTEFACTS] + [*self.out.glob("model-*.onnx.data")]:
-            for one in files:
-                if target.exists() and one.exists() and os.path.samefile(target, one):
-                    raise UsageError(f"'{target}' would overwrite the source; choose another output folder")
 
     def _run(self, staging: Path) -> ExportResult:
         network = self.network
@@ -254,9 +213,9 @@ class _Export:
             network=network,
             options=chooser.options,
             plan=document,
-            plan_sha256=sha256_of(staging / "plan.json")["plan.json"],
+            plan_sha256=sha256_of(staging / PLAN)[PLAN],
             source=source["files"],
-            artefact=sha256_of(staging / "model.onnx", [*(p.name for p in written[:-1]), *quantized]),
+            artefact=sha256_of(staging / MODEL, [*(p.name for p in written[:-1]), *quantized]),
             original=original,
             asked=asked,
             reached=reached,
@@ -276,23 +235,18 @@ class _Export:
             },
             seconds={**network.seconds, **self.seconds},
         )
-        (staging / "manifest.json").write_bytes(to_bytes(manifest))
+        (staging / MANIFEST).write_bytes(to_bytes(manifest))
         reports = write_reports(manifest, staging)
         built = [] if build is None else list(build["sha256"])
-        names = [*(path.name for path in written), *quantized, *built, "plan.json", *reports, "manifest.json"]
+        names = [*(path.name for path in written), *quantized, *built, PLAN, *reports, MANIFEST]
         if options.keep_source and network.source is None:
             names += [Path(name).name for name in source["files"]]
-        earlier = _data_listed(self.out / "manifest.json") | stale_plots(self.out)
-        for name in names:  # the manifest last: where it is, everything is
-            os.replace(staging / name, self.out / name)
-        for name in earlier - set(names):  # the data of the model that was there before
-            with suppress(OSError):
-                os.unlink(self.out / name)
+        self.folder.place(staging, names)
         return ExportResult(
-            self.out,
-            self.out / "model.onnx",
-            self.out / "plan.json",
-            self.out / "manifest.json",
+            self.folder.path,
+            self.folder.path / MODEL,
+            self.folder.path / PLAN,
+            self.folder.path / MANIFEST,
             plan,
             original,
             reached,
@@ -312,7 +266,7 @@ class _Export:
         for _ in range(_ATTEMPTS):
             choice = chooser.choose(tightened)
             document = plan_document(choice.plan, self.network.grouping, sha256)
-            (staging / "plan.json").write_bytes(write_plan(document))
+            (staging / PLAN).write_bytes(write_plan(document))
             made = self._make(chooser, choice, keep_of(choice.plan, self.network.grouping), staging)
             met, found = choice.met, made.comparison
             if met is None or found is None or made.tried:
@@ -320,7 +274,7 @@ class _Export:
             figure = figure_of(found, self.options.statistic)
             if figure.ratio.value <= met.target.within(figure.a_ms) < figure.ratio.high:  # noise: look again
                 with timed(self.seconds, "measure"):
-                    found = self._compared(chooser.source, staging / "model.onnx")
+                    found = self._compared(chooser.source, staging / MODEL)
                 assert found is not None
                 figure, made = figure_of(found, self.options.statistic), replace(made, comparison=found)
             ratio, share = figure.ratio, met.target.within(figure.a_ms)
@@ -377,7 +331,7 @@ class _Export:
     def _make(self, chooser: Chooser, choice: Choice, keep: Keep, staging: Path) -> _Made:
         """Cut, write and prove; repair and write again; measure."""
         network, options = self.network, self.options
-        path = staging / "model.onnx"
+        path = staging / MODEL
         with timed(self.seconds, "shrink"):
             cut = Shrink(keep)(network.grouping)
             written = network.write(cut, path, shard_size(options))
@@ -413,7 +367,7 @@ class _Export:
         if timing is None or untimed(timing.backend):
             return None
         feeds, timing = self.network.program.examples, enough_for(timing, self.options.statistic)
-        if self.options.target_latency is not None:  # an interval that noise made too wide would begin everything anew
+        if self.options.target_latency or self.options.max_drop:  # else noise would begin everything anew
             timing = replace(timing, max_duration=_PATIENCE * timing.max_duration)
         found = measure(source, path, feeds, timing)
         assert isinstance(found, Comparison)
@@ -422,7 +376,7 @@ class _Export:
     def _corners(self, source: Path, staging: Path) -> list[Corner]:
         with timed(self.seconds, "quantize"):
             return four_corners(
-                self.network.program.model, source, staging / "model.onnx", staging / DENSE_INT8, self.samples.feeds,
+                self.network.program.model, source, staging / MODEL, staging / DENSE_INT8, self.samples.feeds,
                 self.held.feeds, self.metric, partial(self._compared, source),
             )  # fmt: skip
 
@@ -433,7 +387,7 @@ class _Export:
             return None
         with timed(self.seconds, "build"):
             try:
-                made = get_backend(options.backend).build(staging / "model.onnx", staging, options.backend_options)
+                made = get_backend(options.backend).build(staging / MODEL, staging, options.backend_options)
             except (InputError, UsageError) as error:
                 raise type(error)(str(error).replace(f"{staging}{os.sep}", "the artefact, ")) from error
         if not made.files:
@@ -445,9 +399,9 @@ class _Export:
         """The file that the plan speaks of: the user's, or the traced network written out."""
         path = self.network.source
         if path is None:
-            written = write_onnx(self.network.program.model, staging / "source.onnx")
-            files = sha256_of(staging / "source.onnx", [p.name for p in written[:-1]])
-            return {"path": staging / "source.onnx", "sha256": files["source.onnx"], "files": files}
+            written = write_onnx(self.network.program.model, staging / SOURCE)
+            files = sha256_of(staging / SOURCE, [p.name for p in written[:-1]])
+            return {"path": staging / SOURCE, "sha256": files[SOURCE], "files": files}
         files = sha256_of(path, external_locations(self.network.program.model))
         return {"path": path, "sha256": files[path.name], "files": files}
 
@@ -459,7 +413,7 @@ class _Export:
         advice = "Nothing was written. Please report this network; --exclude can leave the part out"
         with timed(self.seconds, "verify"):
             try:
-                pruned = read_onnx(staging / "model.onnx")
+                pruned = read_onnx(staging / MODEL)
                 if not options.verify:
                     return None
                 verdict = verify_program(self.network.program, members, pruned, check, options.verify_dtype)
@@ -482,12 +436,3 @@ class _Export:
                 f"and {verdict.atol:g} absolute{more}. {advice}"
             )
         return verdict
-
-
-def _data_listed(manifest: Path) -> set[str]:
-    """Data files that an earlier export wrote beside its model, as its manifest says; other names are not believed."""
-    try:
-        names = set(json.loads(manifest.read_bytes())["artefact"]["sha256"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return set()
-    return {name for name in names if isinstance(name, str) and _DATA.fullmatch(name)}
