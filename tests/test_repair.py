@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 import graphprune
 from graphprune.backends.runner import OrtRunner
@@ -175,6 +176,19 @@ def test_a_map_right_behind_one_that_got_a_bias(dtype: Any, tmp_path: Path) -> N
     wanted = run_all(network.program.model, feeds_of(sample))
     lost = [float(np.square(run_all(one, feeds_of(sample)) - wanted).sum()) for one in (cut, repaired.model)]
     assert lost[1] < 0.5 * lost[0]
+
+
+@pytest.mark.parametrize("name", ["constant_nodes", "transposed", "tied", "attention"])
+def test_repaired_constants_have_the_type_of_the_weights(name: str, tmp_path: Path) -> None:
+    sample = SAMPLES[name]()
+    model = convert_float_to_float16(sample.model, keep_io_types=False, disable_shape_infer=True)
+    del model.graph.value_info[:]
+    half = Sample(model, sample.shapes, sample.other)
+    options = {"calib": feeds_of(half), "search_budget": "0", "measure": None}
+    result = loaded(half, tmp_path).export(tmp_path / "out", target_params="0.8x", **options)
+    assert result.repaired is not None and len(result.repaired.steps) > 1
+    held = onnx.load(str(result.model)).graph.initializer
+    assert not any(one.data_type == onnx.TensorProto.FLOAT for one in held)
 
 
 def test_a_network_without_float_weights_is_said_to_be_left_as_it_was_cut(tmp_path: Path) -> None:

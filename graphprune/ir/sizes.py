@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphprune.errors import GraphpruneError
-from graphprune.ir.program import Array, Program, all_values, attribute
+from graphprune.ir.program import Array, Program, all_values, attribute, constant_tensor
 
 __all__ = ["Constants", "SizeWriter", "freeze_readers", "rewrite"]
 
@@ -59,10 +59,14 @@ class Constants:
         (self.graph if graph is None else graph).register_initializer(value)
         return value
 
-    def put(self, node: ir.Node, k: int, array: Array, name: str) -> None:
-        """A new constant in the place of operand ``k``, of its type; the old one's name where nothing else reads it."""
+    def put(self, node: ir.Node, k: int, array: Array, name: str, dtype: ir.DataType | None = None) -> None:
+        """A new constant in the place of operand ``k``; the old one's name where nothing else reads it.
+
+        Of that operand's declared type, or that of the constant it is, where no ``dtype`` is given; float32 in doubt.
+        """
         old = node.inputs[k]
-        dtype = dtype_of(old)
+        held = None if old is None else constant_tensor(old)
+        dtype = dtype or (None if old is None else old.dtype) or (ir.DataType.FLOAT if held is None else held.dtype)
         fresh = self.add(ir.tensor(np.ascontiguousarray(array).astype(dtype.numpy()), dtype=dtype), name)
         node.replace_input_with(k, fresh)
         if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
@@ -70,12 +74,6 @@ class Constants:
             if graph is not None and old.name is not None and old not in graph.inputs:
                 del graph.initializers[old.name]
                 fresh.name = old.name
-
-
-def dtype_of(value: ir.Value | None) -> ir.DataType:
-    """The declared type of a value, or that of the constant it holds; float32 where neither is known."""
-    held = None if value is None or value.const_value is None else value.const_value.dtype
-    return (None if value is None else value.dtype) or held or ir.DataType.FLOAT
 
 
 class Masks(Protocol):

@@ -39,7 +39,7 @@ from graphprune.coupling.groups import Grouping, Keep
 from graphprune.errors import InputError, UsageError
 from graphprune.ir.clean import sweep
 from graphprune.ir.program import Array, Runner, constant_tensor
-from graphprune.ir.sizes import Constants, dtype_of
+from graphprune.ir.sizes import Constants
 
 __all__ = ["METHODS", "Method", "Repair", "Repaired", "Step"]
 
@@ -296,14 +296,14 @@ class _Repairing:
     ) -> None:  # fmt: skip
         """A new constant, if any, and ``shift`` on top of the map; ``gains`` of the map and of its bias in the node."""
         alpha, beta = gains
+        dtype = ir.DataType.from_numpy(self.grouping.coupling.program.tensor(linear.weight).dtype)
         if changed is not None:
             array = linear.array(changed, size)
-            self.constants.put(node, linear.operand, array, linear.weight)
+            self.constants.put(node, linear.operand, array, linear.weight, dtype)
         if linear.bias is not None and beta:
             own = linear.bias_array(shift * alpha / beta, size)
             held = node.inputs[linear.bias] if linear.bias < len(node.inputs) else None
             if held is None:
-                dtype = dtype_of(node.inputs[linear.operand])
                 value = self.constants.add(ir.tensor(own.astype(dtype.numpy()), dtype=dtype), f"{linear.name}/bias")
                 if linear.bias >= len(node.inputs):
                     node.resize_inputs(linear.bias + 1)
@@ -313,7 +313,7 @@ class _Repairing:
             if tensor is not None:
                 self.constants.put(node, linear.bias, tensor.numpy() + own, held.name or "")
                 return
-        self._add(node, linear.added(shift * alpha, size), linear.name, dtype_of(node.inputs[linear.operand]))
+        self._add(node, linear.added(shift * alpha, size), linear.name, dtype)
 
     def _add(self, node: ir.Node, shift: Floats, name: str, dtype: ir.DataType) -> None:
         """Add to a node's result: in the constant that is added to it already, or with a node more."""
