@@ -127,8 +127,8 @@ def quantize_int8(source: Path, samples: Sequence[Feeds], out: Path) -> None:
             old, new = ir.load(source), ir.load(out)
             OrtRunner()(new, samples[0])
         except Exception as error:
-            quantised = _holds_int8(ir.load(source))
-            why = "it holds int8 weights already" if quantised else first_line(error)
+            why = f"what it wrote does not run ({error})" if isinstance(error, InputError) else first_line(error)
+            why = "it holds int8 weights already" if _holds_int8(ir.load(source)) else why
             raise InputError(f"--quantize: ONNX Runtime's quantisation cannot take the network: {why}") from error
         finally:
             loud.setLevel(level)

@@ -13,6 +13,7 @@ import pytest
 import third_party
 from onnx import TensorProto, helper, numpy_helper
 from onnx_files import model_of, save, value, weights
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 import graphprune
 from graphprune.backends import reference
@@ -206,3 +207,19 @@ def test_outputs_whose_size_depends_on_the_contents(tmp_path):
     )
     assert result.verdict.passed and any("depends on the contents" in note for note in result.verdict.notes)
     json.loads(result.manifest_path.read_text())
+
+
+@pytest.mark.parametrize("name", ["attention", "rotary", "branches"])
+def test_masks_have_the_type_of_values_that_declare_none(name: str, tmp_path: Path) -> None:
+    sample = models.SAMPLES[name]()
+    model = convert_float_to_float16(sample.model, keep_io_types=False, disable_shape_infer=True)
+    del model.graph.value_info[:]
+    half = models.Sample(model, sample.shapes, sample.other)
+    network = graphprune.load(half.save(tmp_path / "m.onnx"), inputs=half.feeds())
+    for group in network.grouping.groups:
+        if group.exact and group.size > 3:
+            asked = {"include": [one.tensor for one in group.members if one.role == "producer"][:1] or [group.id]}
+            result = network.export(
+                tmp_path / "out", target_params="0.97x", allocation="uniform", measure=None, **asked
+            )
+            assert result.verdict is not None and result.verdict.passed

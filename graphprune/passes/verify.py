@@ -334,11 +334,21 @@ def masked(program: Program, members: Sequence[PlanMember]) -> ir.Model:
             )
         mask = kept.setdefault((member.tensor, member.axis), np.ones(member.size, dtype=np.bool_))
         mask[np.asarray(member.removed)] = False
+    for name, dtype in _found_types(program, [name for name, _ in kept if values[name].dtype is None]).items():
+        values[name].dtype = dtype
     for (name, axis), mask in kept.items():
-        if values[name].dtype is None and name in program.fixed:
-            values[name].dtype = ir.DataType.from_numpy(program.tensor(name).dtype)
         _silence(values[name], axis, mask, len(program.shapes[name]), constants)
     return model
+
+
+def _found_types(program: Program, names: Sequence[str]) -> dict[str, ir.DataType]:
+    """Types of values that declare none, as files may leave it: those of the contents. Not of values in bodies."""
+    arrays = {name: program.tensor(name) for name in names if name in program.fixed}
+    made = {value.name for node in program.model.graph for value in node.outputs}
+    asked = [name for name in dict.fromkeys(names) if name not in arrays and name in made]
+    if asked and program.run is not None:
+        arrays |= program.run(with_outputs(program.model, asked), program.examples, asked)
+    return {name: ir.DataType.from_numpy(array.dtype) for name, array in arrays.items()}
 
 
 #: Types that Mul takes since opset 14 only, and that runtimes multiply later still.
