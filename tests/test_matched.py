@@ -17,7 +17,7 @@ from graphprune.ir.program import with_outputs
 from graphprune.ir.store import write_onnx
 from graphprune.passes.shrink import Shrink
 from graphprune.pipeline import Network
-from tests.models import SAMPLES, Net, image, picture
+from tests.models import SAMPLES, Net, Sample, image, picture
 
 
 def pictures(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -103,6 +103,20 @@ def test_without_data_the_outputs_are_nearer_and_the_statistics_are_the_original
     monkeypatch.setattr("graphprune.choose.matched", lambda *_: None)
     assert near < 0.5 * lost("plain")
     assert r"samples of noise \(" in (tmp_path / "plain" / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("error")
+def test_statistics_stay_within_what_their_type_can_hold(tmp_path: Path) -> None:
+    net = Net(dtype=np.float16)
+    y = net.op(
+        "BatchNormalization", net.input("x", [1, 3, 8, 8]), *(net.hold(n, np.ones(3, np.float16)) for n in "abcd")
+    )
+    sample = Sample(net.build({y: [1, 3, 8, 8]}), {"x": (1, 3, 8, 8)})
+    network = graphprune.load(sample.save(tmp_path / "m.onnx"))
+    program = matched(
+        network.grouping, [{"x": 1000 * one["x"]} for one in (sample.feeds(seed=i) for i in range(4))], OrtRunner()
+    )
+    assert program is not None and program.tensor("d").tolist() == [65504.0] * 3
 
 
 def test_a_network_that_remembers_nothing(tmp_path: Path) -> None:

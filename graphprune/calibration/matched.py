@@ -54,7 +54,8 @@ def matched(grouping: Grouping, samples: Sequence[Feeds], run: Runner) -> Progra
                 known = program.tensor(value.name)
                 if k == places[1]:
                     fresh = np.maximum(fresh, _LEAST * known)
-                changed[value.name] = fresh.astype(known.dtype)
+                largest = ir.DataType.from_numpy(known.dtype).max  # float16 ends early
+                changed[value.name] = np.clip(fresh, -largest, largest).astype(known.dtype)
                 constants.put(node, k, changed[value.name], value.name)
     return with_values(program, changed) if changed else None
 
