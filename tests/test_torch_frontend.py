@@ -186,6 +186,13 @@ def test_inputs_in_all_their_forms(inputs: Any) -> None:
     assert {name: array.flat[0] for name, array in traced.examples.items()} == {"x": 1, "y": 2}
 
 
+def test_one_tensor_for_two_arguments_is_two_inputs() -> None:
+    x = torch.ones(2, 4)
+    for inputs in ((x, x), {"x": x, "y": x}):
+        read = {value.name for node in read_module(Named(), inputs=inputs).model.graph for value in node.inputs}
+        assert {"x", "y"} <= read
+
+
 def test_inputs_within_containers() -> None:
     class Deep(nn.Module):
         def forward(self, d: Any, k: int = 2) -> Any:

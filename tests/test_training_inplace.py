@@ -189,6 +189,29 @@ def test_a_module_cut_in_place_is_the_cut_network(name: str, tmp_path: Any) -> N
     assert all(one.grad is not None and one.grad.shape == one.shape for one in module.parameters())
 
 
+class Both(nn.Module):
+    """Two inputs of one shape that do not mean the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 5)
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return self.c(torch.relu(self.a(a)) - torch.sigmoid(self.b(b)))
+
+
+def test_inputs_of_equal_contents_are_told_apart() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 6), torch.randn(4, 6)
+    for inputs in ({"a": x, "b": x}, {"b": x, "a": x.clone()}, (x, x), (x, {"b": x.numpy()})):
+        module = Both()
+        network = graphprune.load(module, inputs=inputs)
+        assert graphprune.prune_module(module, half(network), inputs).difference < 1e-4
+    module = Both()
+    network = graphprune.load(module, inputs=(x, y))
+    assert graphprune.prune_module(module, half(network), {"b": x, "a": y}, network=network).difference < 1e-4
+
+
 def test_a_size_in_forward_is_named_and_nothing_changes() -> None:
     module, inputs = Stubborn(), (torch.randn(3, 6),)
     before = {name: value.clone() for name, value in module.state_dict().items()}

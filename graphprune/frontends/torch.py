@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["TracedModule", "drop_made_up_biases", "is_reference", "read_module", "resolve"]
+__all__ = ["TracedModule", "drop_made_up_biases", "in_order", "is_reference", "read_module", "resolve"]
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +118,15 @@ def read_module(
 # --- Example inputs -------------------------------------------------------------------------------------------------
 
 
+def in_order(module: torch.nn.Module, inputs: Any) -> tuple[Any, ...]:
+    """Example inputs in the order of ``forward()``'s arguments, those by name in a dictionary at the end.
+
+    Their tensors are in the order of the traced network's inputs. Raises as :func:`read_module`.
+    """
+    args, kwargs, _ = _arguments(module, inputs, {}, 0)
+    return *args, kwargs
+
+
 def _arguments(
     module: torch.nn.Module, inputs: Any, shapes: Mapping[str | None, tuple[int, ...]], seed: int
 ) -> tuple[tuple[Any, ...], dict[str, Any], tuple[str, ...]]:
@@ -171,8 +180,15 @@ def _given(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     import torch
     from torch.utils import _pytree as tree
 
+    seen: set[int] = set()
+
     def tensor(leaf: Any) -> Any:
-        return torch.from_numpy(np.array(leaf)) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+        if isinstance(leaf, (np.ndarray, np.generic)):
+            return torch.from_numpy(np.array(leaf))
+        if isinstance(leaf, torch.Tensor) and id(leaf) in seen:
+            return leaf.detach().clone()  # torch.export takes arguments that are one tensor for one input
+        seen.add(id(leaf))
+        return leaf
 
     inputs = tree.tree_map(tensor, inputs)
     if inputs is None:

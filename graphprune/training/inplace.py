@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch.utils import _pytree as tree
 from graphprune.backends.runner import OrtRunner
 from graphprune.errors import InputError, UnsupportedError, UsageError
 from graphprune.frontends.modules import first_line
+from graphprune.frontends.torch import in_order
 from graphprune.passes.files import keep_of, members_of, read_plan, replay
 from graphprune.passes.plan import Plan
 from graphprune.passes.shrink import Shrink
@@ -156,8 +157,7 @@ def _cut(
     model = Shrink(keep)(grouping)
     cuts = _cuts(module, traced, keep)
     cut = network_of(model, examples, traced.name, names)  # before the parameters it may share memory with are cut
-    trials = [(inputs, _expected(cut, examples)), *(_trial(cut, inputs, examples, seed) for seed in range(_TRIES))]
-    known = [one for one in trials if one is not None]
+    trials = [(one, _expected(cut, feeds)) for one, feeds in _trials(in_order(module, inputs), examples)]
     undo: list[Callable[[], None]] = [_remember(part) for part in module.modules()]
     try:
         _cut_tensors(module, cuts, undo)
@@ -171,7 +171,7 @@ def _cut(
         makers = {name for name, axis, _, _ in cuts if axis == 0}
         named = {name: one for name, one in module.named_parameters(remove_duplicate=False) if name in makers}
         scaled = keep_scales(module, run, attention, named)
-        return ModuleCut(cuts, (*changes, *sizes), _checked(module, known), scaled)
+        return ModuleCut(cuts, (*changes, *sizes), _checked(module, trials), scaled)
     except BaseException:
         for step in reversed(undo):
             step()
@@ -352,31 +352,29 @@ def _expected(cut: Network, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[A
     return [found[name] for name in names]
 
 
-def _trial(cut: Network, inputs: Any, examples: Mapping[str, NDArray[Any]], seed: int) -> Any:
-    """Random inputs of the examples' sizes and spread, and what the cut network gives; None where none can be made."""
-    leaves, spec = tree.tree_flatten(inputs)
-    arrays = [one for one in leaves if isinstance(one, (Tensor, np.ndarray))]
-    floats = [one for one in arrays if torch.as_tensor(one).is_floating_point()]
-    if len(arrays) != len(examples) or not floats:
-        return None
-    rng = np.random.default_rng(seed)
-    feeds, made = dict(examples), []
-    # forward()'s arguments may stand in another order than the graph's inputs: they are matched by their contents
-    unused = list(examples)
-    for leaf in leaves:
-        if not isinstance(leaf, (Tensor, np.ndarray)):
-            made.append(leaf)
-            continue
-        array = torch.as_tensor(leaf).detach().cpu().numpy()
-        name = next((n for n in unused if np.array_equal(examples[n], array, equal_nan=array.dtype.kind == "f")), None)
-        if name is None:
-            return None
-        unused.remove(name)
-        if array.dtype.kind == "f":
-            array = (rng.standard_normal(array.shape) * max(float(array.std()), 1e-3)).astype(array.dtype)
-        feeds[name] = array
-        made.append(torch.from_numpy(np.array(array)))
-    return tree.tree_unflatten(made, spec), _expected(cut, feeds)
+def _trials(given: tuple[Any, ...], examples: Mapping[str, NDArray[Any]]) -> Iterator[tuple[Any, Any]]:
+    """The inputs and random ones of their sizes and spread, each with the arrays that the network's inputs get.
+
+    Args:
+        given: inputs as :func:`graphprune.frontends.torch.in_order` gives them.
+        examples: by name, in the same order.
+    """
+    leaves, spec = tree.tree_flatten(given)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    if len(places) != len(examples):
+        yield given, examples
+        return
+    arrays = [leaves[place].detach().cpu().numpy() for place in places]
+    yield given, dict(zip(examples, arrays, strict=True))
+    for seed in range(_TRIES) if any(array.dtype.kind == "f" for array in arrays) else ():
+        rng = np.random.default_rng(seed)
+        feeds = {}
+        for name, place, array in zip(examples, places, arrays, strict=True):
+            feeds[name] = array
+            if array.dtype.kind == "f":
+                feeds[name] = (rng.standard_normal(array.shape) * max(float(array.std()), 1e-3)).astype(array.dtype)
+            leaves[place] = torch.from_numpy(np.array(feeds[name]))
+        yield tree.tree_unflatten(leaves, spec), feeds
 
 
 def _checked(module: nn.Module, trials: Sequence[Any]) -> float:
