@@ -273,6 +273,13 @@ class Raises(nn.Module):
         (Decides(), {"inputs": torch.ones(2)}, InputError, "cannot export the module Decides: .*data-dependent"),
         (Untranslatable(), {"inputs": torch.rand(3, 3)}, InputError, "No ONNX function found for .*linalg_eig"),
         (torch.relu, {"inputs": torch.ones(2)}, InputError, "a torch.nn.Module is needed, not a builtin"),
+        (
+            nn.Linear(3, 4).bfloat16(),
+            {"inputs": torch.ones(2, 3, dtype=torch.bfloat16)},
+            InputError,
+            r"is in bfloat16, .*: give both in float32 \(module.float\(\)\) or float16",
+        ),
+        (nn.Embedding(5, 4).bfloat16(), {"inputs": torch.ones(2, dtype=torch.int64)}, InputError, "is in bfloat16"),
     ],
 )
 def test_modules_that_cannot_be_read(

@@ -92,6 +92,7 @@ def read_module(
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"a torch.nn.Module is needed, not a {type(module).__name__}")
     args, kwargs, made = _arguments(module, inputs, input_shapes or {}, seed)
+    _check_types(module, (args, kwargs))
     with _evaluating(module), _quiet(), torch.random.fork_rng(devices=[]):
         program = _export(module, args, kwargs, made)
     model: ir.Model = program.model
@@ -233,6 +234,20 @@ def _examples(traced: Any, model: ir.Model) -> dict[str, NDArray[Any]]:
         for value in model.graph.inputs
         if value.name is not None
     }
+
+
+def _check_types(module: torch.nn.Module, inputs: Any) -> None:
+    """Raises InputError for bfloat16, which ONNX Runtime has next to no operators for on a CPU."""
+    import torch
+    from torch.utils import _pytree as tree
+
+    given = {leaf.dtype for leaf in tree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)}
+    held = {value.dtype for value in module.parameters() if value.is_floating_point()}
+    if torch.bfloat16 in given or held == {torch.bfloat16}:
+        raise InputError(
+            "the module or an example input is in bfloat16, in which ONNX Runtime does not run networks here: give "
+            "both in float32 (module.float()) or float16 (module.half()), and cast the result to bfloat16 afterwards"
+        )
 
 
 # --- Export ---------------------------------------------------------------------------------------------------------
