@@ -310,6 +310,31 @@ def test_torch_attention_loses_heads_and_dimensions(tmp_path: Any) -> None:
     assert difference(call(module, inputs), call(fresh, inputs)) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("build", "inputs"),
+    [
+        (lambda: nn.Sequential(nn.Conv1d(4, 8, 3), nn.PReLU(8), nn.Conv1d(8, 3, 1)), (torch.randn(2, 4, 9),)),
+        (lambda: nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval(), (torch.randn(2, 7, 16),)),
+    ],
+    ids=["convolutions", "attention"],
+)
+def test_a_module_cut_twice_is_loaded_into_a_fresh_one(build: Any, inputs: Any, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    module = build()
+    first, second = (
+        graphprune.prune_module(module, half(graphprune.load(module, inputs=inputs)), inputs) for _ in range(2)
+    )
+    assert first.cuts and second.cuts and second.in_turn() == (first, second)
+    with pytest.raises(UsageError, match="not the module's last one"):
+        graphprune.save_module(module, first, tmp_path / "twice.pt")
+    graphprune.save_module(module, second, tmp_path / "twice.pt")
+    fresh = build()
+    assert graphprune.load_module(fresh, tmp_path / "twice.pt") == second
+    assert difference(call(module, inputs), call(fresh, inputs)) == 0.0
+    with pytest.raises(InputError, match=r"another module: '.*' has to have"):
+        graphprune.load_module(fresh, tmp_path / "twice.pt")
+
+
 @pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"kdim": 5, "vdim": 3, "bias": False}], ids=str)
 @pytest.mark.parametrize("need_weights", [True, False])
 def test_what_stands_in_for_torch_attention_is_the_same(options: dict[str, Any], need_weights: bool) -> None:

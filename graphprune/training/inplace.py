@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 _FORMAT = 1
 _RTOL = 1e-3  # float32 in another order of summation; a wrong size is far beyond it
 _TRIES = 2  # further inputs, beside the example
+_RECORD = "_graphprune_cut"  # attribute of a module that was cut: its ModuleCut
 _OWN = vars(nn.Module()).keys()  # what PyTorch keeps in every module: its parameters, buffers and parts
 
 
@@ -61,6 +62,11 @@ class ModuleCut:
     scaled: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
+    earlier: ModuleCut | None = field(default=None, repr=False)
+
+    def in_turn(self) -> tuple[ModuleCut, ...]:
+        """This cut and those before it, the first one first."""
+        return (*(() if self.earlier is None else self.earlier.in_turn()), self)
 
 
 def prune_module(
@@ -118,7 +124,18 @@ def prune_module(
     idle = _idle(module, set(traced.program.parameter_names.values()))
     if idle and found.cuts:
         _log.warning("%s: not in the traced network, so not cut; may no longer fit in training mode", ", ".join(idle))
-    return replace(found, left=tuple(sorted(left)), idle=idle)
+    return _recorded(module, replace(found, left=tuple(sorted(left)), idle=idle, earlier=_record(module)))
+
+
+def _record(module: nn.Module) -> ModuleCut | None:
+    """What was cut of a module so far."""
+    found: ModuleCut | None = vars(module).get(_RECORD)
+    return found
+
+
+def _recorded(module: nn.Module, cut: ModuleCut) -> ModuleCut:
+    vars(module)[_RECORD] = cut
+    return cut
 
 
 def _idle(module: nn.Module, known: set[str]) -> tuple[str, ...]:
@@ -230,7 +247,18 @@ def _remember(part: nn.Module) -> Callable[[], None]:
 
 
 def save_module(module: nn.Module, cut: ModuleCut, path: str | os.PathLike[str]) -> None:
-    """Write a pruned module's values and its cut to one file that is read without pickle's risks."""
+    """Write a pruned module's values and its cut to one file that is read without pickle's risks.
+
+    Args:
+        cut: what the last :func:`prune_module` (or :func:`load_module`) gave; it holds the earlier ones.
+
+    Raises:
+        UsageError: the module was cut again since.
+    """
+    if _record(module) not in (None, cut):
+        raise UsageError(
+            "the cut is not the module's last one: give what its last prune_module or load_module returned"
+        )
     document = {"format": _FORMAT, **asdict(cut)}
     temporary = Path(f"{os.fspath(path)}.tmp")
     torch.save({"graphprune": json.dumps(document), "state": module.state_dict()}, temporary)
@@ -249,30 +277,41 @@ def load_module(module: nn.Module, path: str | os.PathLike[str]) -> ModuleCut:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
         document = json.loads(held["graphprune"])
-        cuts = tuple((str(n), int(a), int(s), tuple(int(one) for one in r)) for n, a, s, r in document["cuts"])
-        changes = tuple((str(p), str(n), tuple(v) if isinstance(v, list) else v) for p, n, v in document["attributes"])
-        names = (tuple(str(one) for one in document[key]) for key in ("scaled", "left", "idle"))
-        found = ModuleCut(cuts, changes, float(document["difference"]), *names)
+        found = _read_cut(document)
     except OSError as error:
         raise InputError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
     except Exception as error:
         raise InputError(f"'{path}' is not a file that graphprune.save_module wrote: {first_line(error)}") from error
     undo: list[Callable[[], None]] = []
-    tensors = _tensors(module)
-    for name, axis, size, _ in cuts:
-        here = tensors.get(name)
-        if here is None or here.ndim <= axis or here.shape[axis] != size:
-            raise InputError(f"'{path}' is of another module: '{name}' has to have {size} indices on axis {axis}")
-    _cut_tensors(module, cuts, undo)
-    _set_attributes(module, changes, undo)
     try:
+        for cut in found.in_turn():
+            _check_sizes(module, cut)
+            _cut_tensors(module, cut.cuts, undo)
+            _set_attributes(module, cut.attributes, undo)
         _check_state(module, held["state"])
         module.load_state_dict(held["state"])
     except RuntimeError as error:
         for step in reversed(undo):
             step()
-        raise InputError(f"'{path}' is of another module: {first_line(error)}") from error
-    return found
+        raise InputError(f"'{path}' is of another module: {error}") from error
+    return _recorded(module, found)
+
+
+def _read_cut(document: Mapping[str, Any]) -> ModuleCut:
+    cuts = tuple((str(n), int(a), int(s), tuple(int(one) for one in r)) for n, a, s, r in document["cuts"])
+    changes = tuple((str(p), str(n), tuple(v) if isinstance(v, list) else v) for p, n, v in document["attributes"])
+    scaled, left, idle = (tuple(str(one) for one in document[key]) for key in ("scaled", "left", "idle"))
+    earlier = None if document.get("earlier") is None else _read_cut(document["earlier"])
+    return ModuleCut(cuts, changes, float(document["difference"]), scaled, left, idle, earlier)
+
+
+def _check_sizes(module: nn.Module, cut: ModuleCut) -> None:
+    """Raise ``RuntimeError`` where a tensor has not the size that it had before it was cut."""
+    tensors = _tensors(module)
+    for name, axis, size, _ in cut.cuts:
+        here = tensors.get(name)
+        if here is None or here.ndim <= axis or here.shape[axis] != size:
+            raise RuntimeError(f"'{name}' has to have {size} indices on axis {axis}")
 
 
 def _check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
