@@ -232,12 +232,20 @@ def test_steps_share_the_updates(files: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"updates": 0}, "updates=0"), ({"lr": 0.0}, "lr=0.0"), ({"distil": 0.0}, "nothing to train for"),
+    [({"updates": 0}, "updates=0"), ({"lr": 0.0}, "^lr=0.0: a number above 0$"),
+     ({"clip": -1.0}, "^clip=-1.0: a number of at least 0$"), ({"warm_up": 1.0}, "^warm_up=1.0: a share"),
+     ({"temperature": float("nan")}, "^temperature=nan: a number above 0$"), ({"distil": 0.0}, "nothing to train for"),
      ({"resume": True}, "need a folder"), ({"optimizer": "lion"}, "optimizer='lion'")],
 )  # fmt: skip
 def test_options_that_make_no_sense(files: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         tune(files, **changes)
+
+
+def test_the_verb_names_the_option(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["finetune", str(files / "pruned" / "model.onnx"), str(files / "original.onnx"), "-o", str(tmp_path)]
+    assert main([*words, "--data", str(files / "data.npz"), "--lr", "-1"]) == 2
+    assert "Invalid value for '--lr': -1.0 is not in the range x>0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("updates", "steps"), [(300, 5), (7, 3), (10, 1), (1, 4)])
