@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -173,6 +174,29 @@ def test_an_own_loss_is_resumed_in_its_place(files: Path, tmp_path: Path) -> Non
     whole = tune(files, out=tmp_path / "a", loss=loss, **options)
     for name in weights(tmp_path / "a" / "model.onnx"):
         assert np.array_equal(whole.network.program.tensor(name), resumed.network.program.tensor(name))
+
+
+def test_random_numbers_go_on_where_they_were(files: Path, tmp_path: Path) -> None:
+    """How many are drawn depends on the weights, so that reading the data again does not bring their state back."""
+    data = np.load(files / "data.npz")["x"]
+    drawn: list[list[Any]] = []
+
+    def loss(run: Any) -> Any:
+        drawn.append([])
+        for at in range(8):
+            found = run({"x": data[8 * at : 8 * at + 8]})["y"].square().mean()
+            count = int(1e6 * float(found.detach())) % 7
+            np.random.rand(count), torch.rand(count), [random.random() for _ in range(count)]
+            drawn[-1].append((np.random.rand(), float(torch.rand(())), random.random()))
+            if len(drawn) == 1 and at == 7:
+                raise ValueError("killed")
+            yield found
+
+    options = {"updates": 8, "checkpoint_every": 4}
+    with pytest.raises(InputError, match="killed"):
+        tune(files, out=tmp_path, loss=loss, **options)
+    tune(files, out=tmp_path, loss=loss, resume=True, **options)
+    assert drawn[1][4:] == drawn[0][4:]
 
 
 def test_training_stops_early_and_keeps_the_best(files: Path) -> None:

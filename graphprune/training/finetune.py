@@ -347,7 +347,7 @@ class _Training:
             "module": self.module.state_dict(),
             "low_rank": None if self.low_rank is None else self.low_rank.state(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": _random_state(),
             "best": (self.best, self.best_update, self.worse, self.before, self.least),
             "best_state": self.best_state,
             "slowed": self.slowed,
@@ -378,7 +378,7 @@ class _Training:
         if self.low_rank is not None:
             self.low_rank.restore(held["low_rank"])
         self.optimizer.load_state_dict(held["optimizer"])
-        torch.set_rng_state(held["random"].cpu())
+        _set_random_state(held["random"])
         self.update = int(held["update"])
         self.best, self.best_update, self.worse, self.before, self.least = held["best"]
         self.best_state = {name: value.cpu() for name, value in held["best_state"].items()}
@@ -404,6 +404,20 @@ class _Training:
         }  # fmt: skip
         (self.out / "finetune.json").write_bytes(to_bytes(document))
         (self.out / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def _random_state() -> dict[str, Any]:
+    """The states of the global random generators, as what is read without pickle's risks."""
+    numpy = {**np.random.get_state(legacy=False)}
+    numpy["state"] = {**numpy["state"], "key": torch.from_numpy(numpy["state"]["key"].astype(np.int64))}
+    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
+
+
+def _set_random_state(held: Mapping[str, Any]) -> None:
+    inner = held["numpy"]["state"]
+    random.setstate(held["python"])
+    np.random.set_state({**held["numpy"], "state": {**inner, "key": inner["key"].cpu().numpy().astype(np.uint32)}})
+    torch.set_rng_state(held["torch"].cpu())
 
 
 def _rate(update: int, updates: int, warm_up: float) -> float:
