@@ -199,6 +199,20 @@ def test_random_numbers_go_on_where_they_were(files: Path, tmp_path: Path) -> No
     assert drawn[1][4:] == drawn[0][4:]
 
 
+@pytest.mark.parametrize("changes", [{}, {"rank": 2}], ids=str)
+def test_a_float16_network_is_trained_and_stays_one(changes: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = (torch.nn.Conv2d(3, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.ReLU(), torch.nn.Conv2d(16, 8, 1))
+    x = np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float16)
+    network = graphprune.load(torch.nn.Sequential(*layers).half(), inputs=(x[:2],))
+    pruned = network.export(tmp_path, target_params="0.6x", measure=None, criterion="random").model
+    samples = [{"input": one} for one in x.reshape(12, 2, 3, 8, 8)]
+    result = graphprune.finetune(pruned, network, samples, updates=20, batch=2, **changes)
+    assert result.after < 0.9 * result.before
+    trained, before = (one.program.tensor("0.weight") for one in (result.network, graphprune.load(pruned)))
+    assert trained.dtype == np.float16 and trained.shape == before.shape and (trained != before).any()
+
+
 def test_training_stops_early_and_keeps_the_best(files: Path) -> None:
     result = tune(files, updates=50, lr=3.0, optimizer="sgd", clip=0.0, weight_decay=0.3, evaluate_every=1, patience=2)
     assert result.updates < 50
