@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from models import Net, residual
 
 import graphprune
 from graphprune.cli.main import main
-from graphprune.errors import InputError, UsageError
+from graphprune.errors import InputError, TargetError, UsageError
 from graphprune.passes.shrink import Shrink
 
 torch = pytest.importorskip("torch")
@@ -247,6 +248,23 @@ def test_the_verb_prunes_and_tunes_in_steps(files: Path, tmp_path: Path, capsys:
     original, found = (graphprune.load(path) for path in (files / "original.onnx", tmp_path / "model.onnx"))
     assert found.cost.macs({}) <= 0.5 * original.cost.macs({})
     assert main(words) == 2
+    document = json.loads((tmp_path / "finetune.json").read_text())
+    assert document["source_sha256"] == {"original.onnx": sha256((files / "original.onnx").read_bytes()).hexdigest()}
+    target = document["target"]
+    assert target["asked"] == "0.5x" and target["original"] == original.cost.macs({}) == 2 * target["limit"]
+    first, last = document["steps"]
+    assert first["asked"]["macs"] > last["asked"]["macs"] == target["limit"]
+    assert last["reached"]["macs"] == found.cost.macs({}) and last["distance"] == document["distance"]
+    assert first["updates"] + last["updates"] == document["options"]["updates"] == 6
+
+
+def test_a_target_out_of_reach_is_told_before_any_training(files: Path, tmp_path: Path) -> None:
+    original, data = files / "original.onnx", files / "data.npz"
+    with pytest.raises(TargetError, match=r"even in 3 cuts, with the floor 0.1 of each: .* cannot be met: the lowest"):
+        prune_and_tune(original, data, tmp_path / "out", target="0.001x", steps=3)
+    with pytest.raises(TargetError, match=r"even in 2 cuts, with the floor 0\.9 of each"):
+        prune_and_tune(original, data, tmp_path / "out", target="0.5x", steps=2, floor=0.9)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cut_that_went_further_than_asked_does_not_stop_the_next(tmp_path: Path) -> None:
