@@ -99,6 +99,39 @@ def test_batch_norm_trains_and_freezes(tmp_path: Path) -> None:
     assert error(program, module, feeds) > 1e-3
 
 
+def test_batch_norm_without_scale_and_bias_trains() -> None:
+    torch.manual_seed(0)
+    source = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8, affine=False), torch.nn.ReLU())
+    x = torch.randn(4, 3, 8, 8)
+    module = graphprune.to_torch(graphprune.load(source, inputs=(x,)))
+    assert set(dict(module.named_parameters())) == {"0.weight", "0.bias"} and "reshape" not in module.code
+    for mode in (True, False):
+        assert torch.allclose(module.train(mode)(x), source.train(mode)(x), atol=1e-5)
+    for name in ("1.running_mean", "1.running_var"):
+        assert torch.allclose(module.state_dict()[name], source.state_dict()[name], atol=1e-6)
+
+
+def test_batch_norms_that_share_their_scale_train(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    held = {"s": np.full(3, 2.0), "b": rng.random(3), "m1": rng.random(3), "v1": np.ones(3), "m2": np.zeros(3)}
+    held["v2"] = held["v1"] + 1
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[4, 3, 5] x) => (float[4, 3, 5] y) {
+          h = BatchNormalization(x, s, b, m1, v1)
+          y = BatchNormalization(h, s, b, m2, v2)
+        }"""
+    proto = parser.parse_model(text)
+    proto.graph.initializer.extend(numpy_helper.from_array(one.astype(np.float32), name) for name, one in held.items())
+    program = program_of(proto, tmp_path)
+    module = graphprune.to_torch(program)
+    feeds = {"x": rng.standard_normal((4, 3, 5)).astype(np.float32)}
+    assert error(program, module, feeds) <= 1e-5
+    outputs(module.train(), feeds)
+    assert error(program, module.eval(), feeds) > 1e-3
+    assert error(graphprune.load_state(program, module), module, feeds) <= 1e-5
+    assert {"s", "b"} <= set(dict(module.named_parameters()))
+
+
 @pytest.mark.parametrize("name", ["plain", "attention", "lstm", "transposed", "tied", "rotary", "constant_nodes"])
 def test_gradients_reach_every_parameter(name: str, tmp_path: Path) -> None:
     made, program = sample(name, tmp_path)

@@ -186,6 +186,13 @@ def test_inputs_in_all_their_forms(inputs: Any) -> None:
     assert {name: array.flat[0] for name, array in traced.examples.items()} == {"x": 1, "y": 2}
 
 
+def test_one_tensor_for_two_arguments_is_two_inputs() -> None:
+    x = torch.ones(2, 4)
+    for inputs in ((x, x), {"x": x, "y": x}):
+        read = {value.name for node in read_module(Named(), inputs=inputs).model.graph for value in node.inputs}
+        assert {"x", "y"} <= read
+
+
 def test_inputs_within_containers() -> None:
     class Deep(nn.Module):
         def forward(self, d: Any, k: int = 2) -> Any:
@@ -266,6 +273,13 @@ class Raises(nn.Module):
         (Decides(), {"inputs": torch.ones(2)}, InputError, "cannot export the module Decides: .*data-dependent"),
         (Untranslatable(), {"inputs": torch.rand(3, 3)}, InputError, "No ONNX function found for .*linalg_eig"),
         (torch.relu, {"inputs": torch.ones(2)}, InputError, "a torch.nn.Module is needed, not a builtin"),
+        (
+            nn.Linear(3, 4).bfloat16(),
+            {"inputs": torch.ones(2, 3, dtype=torch.bfloat16)},
+            InputError,
+            r"is in bfloat16, .*: give both in float32 \(module.float\(\)\) or float16",
+        ),
+        (nn.Embedding(5, 4).bfloat16(), {"inputs": torch.ones(2, dtype=torch.int64)}, InputError, "is in bfloat16"),
     ],
 )
 def test_modules_that_cannot_be_read(

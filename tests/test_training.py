@@ -109,6 +109,17 @@ def test_the_cut_network_equals_the_trained_one(groups: ModuleGroups, name: str)
     assert reached < 0.5 * whole or optimizer.gone.any()
 
 
+@pytest.mark.parametrize("name", ["hesso", "cric", "dhspg"])
+def test_hooks_run_once_per_step(groups: ModuleGroups, name: str) -> None:
+    for make in OPTIMIZERS.values():
+        make(groups)  # PyTorch wraps a class's step when one is made
+    optimizer, called = OPTIMIZERS[name](groups), []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    train(groups.module, optimizer, 2)
+    assert called == ["before", "after"] * 2
+
+
 def test_dhspg_takes_every_penalised_unit_to_zero_by_itself(groups: ModuleGroups) -> None:
     """Against AdamW's steps, whose size has nothing to do with the gradients', and no group nearly whole."""
     optimizer = graphprune.optim.DHSPG(groups, lr=1e-2, target=0.5, start=2, length=200, strength=10.0)

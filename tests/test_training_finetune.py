@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from models import Net, residual
 
 import graphprune
 from graphprune.cli.main import main
-from graphprune.errors import InputError, UsageError
+from graphprune.errors import InputError, TargetError, UsageError
 from graphprune.passes.shrink import Shrink
 
 torch = pytest.importorskip("torch")
@@ -175,6 +177,43 @@ def test_an_own_loss_is_resumed_in_its_place(files: Path, tmp_path: Path) -> Non
         assert np.array_equal(whole.network.program.tensor(name), resumed.network.program.tensor(name))
 
 
+def test_random_numbers_go_on_where_they_were(files: Path, tmp_path: Path) -> None:
+    """How many are drawn depends on the weights, so that reading the data again does not bring their state back."""
+    data = np.load(files / "data.npz")["x"]
+    drawn: list[list[Any]] = []
+
+    def loss(run: Any) -> Any:
+        drawn.append([])
+        for at in range(8):
+            found = run({"x": data[8 * at : 8 * at + 8]})["y"].square().mean()
+            count = int(1e6 * float(found.detach())) % 7
+            np.random.rand(count), torch.rand(count), [random.random() for _ in range(count)]
+            drawn[-1].append((np.random.rand(), float(torch.rand(())), random.random()))
+            if len(drawn) == 1 and at == 7:
+                raise ValueError("killed")
+            yield found
+
+    options = {"updates": 8, "checkpoint_every": 4}
+    with pytest.raises(InputError, match="killed"):
+        tune(files, out=tmp_path, loss=loss, **options)
+    tune(files, out=tmp_path, loss=loss, resume=True, **options)
+    assert drawn[1][4:] == drawn[0][4:]
+
+
+@pytest.mark.parametrize("changes", [{}, {"rank": 2}], ids=str)
+def test_a_float16_network_is_trained_and_stays_one(changes: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = (torch.nn.Conv2d(3, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.ReLU(), torch.nn.Conv2d(16, 8, 1))
+    x = np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float16)
+    network = graphprune.load(torch.nn.Sequential(*layers).half(), inputs=(x[:2],))
+    pruned = network.export(tmp_path, target_params="0.6x", measure=None, criterion="random").model
+    samples = [{"input": one} for one in x.reshape(12, 2, 3, 8, 8)]
+    result = graphprune.finetune(pruned, network, samples, updates=20, batch=2, **changes)
+    assert result.after < 0.9 * result.before
+    trained, before = (one.program.tensor("0.weight") for one in (result.network, graphprune.load(pruned)))
+    assert trained.dtype == np.float16 and trained.shape == before.shape and (trained != before).any()
+
+
 def test_training_stops_early_and_keeps_the_best(files: Path) -> None:
     result = tune(files, updates=50, lr=3.0, optimizer="sgd", clip=0.0, weight_decay=0.3, evaluate_every=1, patience=2)
     assert result.updates < 50
@@ -209,6 +248,23 @@ def test_the_verb_prunes_and_tunes_in_steps(files: Path, tmp_path: Path, capsys:
     original, found = (graphprune.load(path) for path in (files / "original.onnx", tmp_path / "model.onnx"))
     assert found.cost.macs({}) <= 0.5 * original.cost.macs({})
     assert main(words) == 2
+    document = json.loads((tmp_path / "finetune.json").read_text())
+    assert document["source_sha256"] == {"original.onnx": sha256((files / "original.onnx").read_bytes()).hexdigest()}
+    target = document["target"]
+    assert target["asked"] == "0.5x" and target["original"] == original.cost.macs({}) == 2 * target["limit"]
+    first, last = document["steps"]
+    assert first["asked"]["macs"] > last["asked"]["macs"] == target["limit"]
+    assert last["reached"]["macs"] == found.cost.macs({}) and last["distance"] == document["distance"]
+    assert first["updates"] + last["updates"] == document["options"]["updates"] == 6
+
+
+def test_a_target_out_of_reach_is_told_before_any_training(files: Path, tmp_path: Path) -> None:
+    original, data = files / "original.onnx", files / "data.npz"
+    with pytest.raises(TargetError, match=r"even in 3 cuts, with the floor 0.1 of each: .* cannot be met: the lowest"):
+        prune_and_tune(original, data, tmp_path / "out", target="0.001x", steps=3)
+    with pytest.raises(TargetError, match=r"even in 2 cuts, with the floor 0\.9 of each"):
+        prune_and_tune(original, data, tmp_path / "out", target="0.5x", steps=2, floor=0.9)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cut_that_went_further_than_asked_does_not_stop_the_next(tmp_path: Path) -> None:
@@ -232,12 +288,20 @@ def test_steps_share_the_updates(files: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"updates": 0}, "updates=0"), ({"lr": 0.0}, "lr=0.0"), ({"distil": 0.0}, "nothing to train for"),
+    [({"updates": 0}, "updates=0"), ({"lr": 0.0}, "^lr=0.0: a number above 0$"),
+     ({"clip": -1.0}, "^clip=-1.0: a number of at least 0$"), ({"warm_up": 1.0}, "^warm_up=1.0: a share"),
+     ({"temperature": float("nan")}, "^temperature=nan: a number above 0$"), ({"distil": 0.0}, "nothing to train for"),
      ({"resume": True}, "need a folder"), ({"optimizer": "lion"}, "optimizer='lion'")],
 )  # fmt: skip
 def test_options_that_make_no_sense(files: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         tune(files, **changes)
+
+
+def test_the_verb_names_the_option(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["finetune", str(files / "pruned" / "model.onnx"), str(files / "original.onnx"), "-o", str(tmp_path)]
+    assert main([*words, "--data", str(files / "data.npz"), "--lr", "-1"]) == 2
+    assert "Invalid value for '--lr': -1.0 is not in the range x>0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("updates", "steps"), [(300, 5), (7, 3), (10, 1), (1, 4)])

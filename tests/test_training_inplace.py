@@ -189,6 +189,29 @@ def test_a_module_cut_in_place_is_the_cut_network(name: str, tmp_path: Any) -> N
     assert all(one.grad is not None and one.grad.shape == one.shape for one in module.parameters())
 
 
+class Both(nn.Module):
+    """Two inputs of one shape that do not mean the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 5)
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return self.c(torch.relu(self.a(a)) - torch.sigmoid(self.b(b)))
+
+
+def test_inputs_of_equal_contents_are_told_apart() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 6), torch.randn(4, 6)
+    for inputs in ({"a": x, "b": x}, {"b": x, "a": x.clone()}, (x, x), (x, {"b": x.numpy()})):
+        module = Both()
+        network = graphprune.load(module, inputs=inputs)
+        assert graphprune.prune_module(module, half(network), inputs).difference < 1e-4
+    module = Both()
+    network = graphprune.load(module, inputs=(x, y))
+    assert graphprune.prune_module(module, half(network), {"b": x, "a": y}, network=network).difference < 1e-4
+
+
 def test_a_size_in_forward_is_named_and_nothing_changes() -> None:
     module, inputs = Stubborn(), (torch.randn(3, 6),)
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -285,6 +308,31 @@ def test_torch_attention_loses_heads_and_dimensions(tmp_path: Any) -> None:
     fresh = build()
     graphprune.load_module(fresh, tmp_path / "layer.pt")
     assert difference(call(module, inputs), call(fresh, inputs)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs"),
+    [
+        (lambda: nn.Sequential(nn.Conv1d(4, 8, 3), nn.PReLU(8), nn.Conv1d(8, 3, 1)), (torch.randn(2, 4, 9),)),
+        (lambda: nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval(), (torch.randn(2, 7, 16),)),
+    ],
+    ids=["convolutions", "attention"],
+)
+def test_a_module_cut_twice_is_loaded_into_a_fresh_one(build: Any, inputs: Any, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    module = build()
+    first, second = (
+        graphprune.prune_module(module, half(graphprune.load(module, inputs=inputs)), inputs) for _ in range(2)
+    )
+    assert first.cuts and second.cuts and second.in_turn() == (first, second)
+    with pytest.raises(UsageError, match="not the module's last one"):
+        graphprune.save_module(module, first, tmp_path / "twice.pt")
+    graphprune.save_module(module, second, tmp_path / "twice.pt")
+    fresh = build()
+    assert graphprune.load_module(fresh, tmp_path / "twice.pt") == second
+    assert difference(call(module, inputs), call(fresh, inputs)) == 0.0
+    with pytest.raises(InputError, match=r"another module: '.*' has to have"):
+        graphprune.load_module(fresh, tmp_path / "twice.pt")
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"kdim": 5, "vdim": 3, "bias": False}], ids=str)

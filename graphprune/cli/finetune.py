@@ -29,20 +29,23 @@ if TYPE_CHECKING:
 @click.option("--updates", type=click.IntRange(min=1), default=500, show_default=True, help="Steps of the optimiser.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Runs of the samples per step.")
 @click.option(
-    "--lr", type=float,
+    "--lr", type=click.FloatRange(min=0, min_open=True),
     help="Highest learning rate: the share of a weight's usual size that a step of adamw moves it by; absolute for sgd "
     "and for --rank.  [default: 5e-3; absolute 1e-3]",
 )  # fmt: skip
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
-@click.option("--weight-decay", type=float, default=0.0, show_default=True)
-@click.option("--warm-up", type=float, default=0.1, show_default=True, help="Share of the updates the rate rises in.")
+@click.option("--weight-decay", type=click.FloatRange(min=0), default=0.0, show_default=True)
+@click.option("--warm-up", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True,
+              help="Share of the updates the rate rises in.")  # fmt: skip
 @click.option(
     "--loss", metavar="FUNCTION",
     help="module:function of your own loss: called with run(inputs) -> outputs, yields one scalar tensor per batch; "
     "the distance from ORIGINAL is added to it.",
 )  # fmt: skip
-@click.option("--distil", type=float, default=1.0, show_default=True, help="Weight of the distance from ORIGINAL.")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the rows that are compared.")
+@click.option("--distil", type=click.FloatRange(min=0), default=1.0, show_default=True,
+              help="Weight of the distance from ORIGINAL.")  # fmt: skip
+@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+              help="Of the rows that are compared.")  # fmt: skip
 @click.option(
     "--feature",
     "features",

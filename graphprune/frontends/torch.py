@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["TracedModule", "drop_made_up_biases", "is_reference", "read_module", "resolve"]
+__all__ = ["TracedModule", "drop_made_up_biases", "in_order", "is_reference", "read_module", "resolve"]
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def read_module(
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"a torch.nn.Module is needed, not a {type(module).__name__}")
     args, kwargs, made = _arguments(module, inputs, input_shapes or {}, seed)
+    _check_types(module, (args, kwargs))
     with _evaluating(module), _quiet(), torch.random.fork_rng(devices=[]):
         program = _export(module, args, kwargs, made)
     model: ir.Model = program.model
@@ -116,6 +117,15 @@ def read_module(
 
 
 # --- Example inputs -------------------------------------------------------------------------------------------------
+
+
+def in_order(module: torch.nn.Module, inputs: Any) -> tuple[Any, ...]:
+    """Example inputs in the order of ``forward()``'s arguments, those by name in a dictionary at the end.
+
+    Their tensors are in the order of the traced network's inputs. Raises as :func:`read_module`.
+    """
+    args, kwargs, _ = _arguments(module, inputs, {}, 0)
+    return *args, kwargs
 
 
 def _arguments(
@@ -171,8 +181,15 @@ def _given(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     import torch
     from torch.utils import _pytree as tree
 
+    seen: set[int] = set()
+
     def tensor(leaf: Any) -> Any:
-        return torch.from_numpy(np.array(leaf)) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+        if isinstance(leaf, (np.ndarray, np.generic)):
+            return torch.from_numpy(np.array(leaf))
+        if isinstance(leaf, torch.Tensor) and id(leaf) in seen:
+            return leaf.detach().clone()  # torch.export takes arguments that are one tensor for one input
+        seen.add(id(leaf))
+        return leaf
 
     inputs = tree.tree_map(tensor, inputs)
     if inputs is None:
@@ -217,6 +234,20 @@ def _examples(traced: Any, model: ir.Model) -> dict[str, NDArray[Any]]:
         for value in model.graph.inputs
         if value.name is not None
     }
+
+
+def _check_types(module: torch.nn.Module, inputs: Any) -> None:
+    """Raises InputError for bfloat16, which ONNX Runtime has next to no operators for on a CPU."""
+    import torch
+    from torch.utils import _pytree as tree
+
+    given = {leaf.dtype for leaf in tree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)}
+    held = {value.dtype for value in module.parameters() if value.is_floating_point()}
+    if torch.bfloat16 in given or held == {torch.bfloat16}:
+        raise InputError(
+            "the module or an example input is in bfloat16, in which ONNX Runtime does not run networks here: give "
+            "both in float32 (module.float()) or float16 (module.half()), and cast the result to bfloat16 afterwards"
+        )
 
 
 # --- Export ---------------------------------------------------------------------------------------------------------

@@ -92,8 +92,8 @@ def _parts(rows: int, values: int) -> list[int]:
 
 
 def heads_left(owner: nn.MultiheadAttention, removed: Any) -> int:
-    """How many heads stay, if these inputs of its output projection go."""
-    kept = torch.ones(owner.num_heads * owner.head_dim, dtype=torch.bool)
+    """How many heads stay, if these inputs of its output projection are gone."""
+    kept = torch.ones(owner.out_proj.weight.shape[1] + len(removed), dtype=torch.bool)
     kept[torch.as_tensor(removed, dtype=torch.long)] = False
     return int(kept.view(owner.num_heads, -1).any(1).sum())
 

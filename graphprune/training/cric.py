@@ -60,17 +60,11 @@ class CRIC(HESSO):
         self.counts: Floats = np.zeros(self.groups.count)
         self.losses: Floats = np.zeros(self.groups.count)
         self._cached: dict[str, Any] = {}
-        self._closure: Callable[[], Any] | None = None
 
     @property
     def finished(self) -> bool:
         """Whether the cycles have come to an end and the last period is over."""
         return self.settled and super().finished
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """As :meth:`GroupOptimizer.step`."""
-        self._closure = closure
-        return super().step(closure)
 
     def _before(self, step: int) -> None:
         if self.settled:
@@ -146,12 +140,12 @@ class CRIC(HESSO):
         """The loss as it is now; gradients are left as they are."""
         if self.loss is not None:
             return _number(self.loss())
-        if self._closure is None:
+        if self.closure is None:
             raise UsageError("CRIC looks at the loss: give it loss=function, or optimizer.step(closure)")
         gradients = {name: value.grad for name, value in self.groups.module.named_parameters()}
         kept = {name: None if grad is None else grad.clone() for name, grad in gradients.items()}
         with torch.enable_grad():
-            found = _number(self._closure())
+            found = _number(self.closure())
         for name, value in self.groups.module.named_parameters():
             value.grad = kept[name]
         return found

@@ -99,12 +99,15 @@ class Student:
         named: Any = module.meta
         self.inputs, self.outputs = tuple(named["inputs"]), tuple(named["outputs"])
         self.features = tuple(name for name in teacher.features if name not in self.outputs)
+        kinds = {one.dtype for one in module.parameters()}
+        self.floats = torch.float32 if kinds == {torch.float32} else None  # float16 networks may be trained in it
         self.wide = _with_values(module, self.features) if self.features else module
 
     def __call__(self, feeds: Feeds, overrides: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Outputs and inner values by name. ``overrides``: other tensors in the place of parameters."""
         place = next(self.module.parameters()).device
-        given = tuple(torch.as_tensor(np.asarray(feeds[name])).to(place) for name in self.inputs)
+        tensors = (torch.as_tensor(np.asarray(feeds[name])) for name in self.inputs)
+        given = tuple(one.to(place, self.floats if one.dtype == torch.float16 else None) for one in tensors)
         made = torch.func.functional_call(self.wide, dict(overrides or {}), given)
         return dict(zip((*self.outputs, *self.features), made if isinstance(made, tuple) else (made,), strict=True))
 

@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 Feeds = Mapping[str, Array]
 _TO_SPLIT = 16  # samples from which some are held out
 _FORMAT = 1
+_HALF = (torch.float16, torch.bfloat16)
 _LOST = 4.0  # times the best distance: the rate was too high
 _SLOWER = 0.25  # of the rate, from then on
 
@@ -91,7 +92,8 @@ def finetune(
         input_shapes: where the files leave sizes open, as :func:`graphprune.load` takes them.
         resume: go on from the checkpoint in the folder; the end is the same as without the break.
 
-    Under ``torchrun`` the runs of a batch are shared out among the processes; the first one writes.
+    A float16 network is trained in float32 and written in float16 again. Under ``torchrun`` the runs of a batch are
+    shared out among the processes; the first one writes.
 
     Raises:
         UsageError, InputError: options, data or networks do not fit; UnsupportedError: no PyTorch counterpart.
@@ -122,7 +124,7 @@ class _Training:
         np.random.seed(options.seed)
         torch.manual_seed(options.seed)
         self.device = _device(options.device)
-        self.module: fx.GraphModule = to_torch(network.program).to(self.device)
+        self.module: fx.GraphModule = _widened(to_torch(network.program)).to(self.device)
         self.module.train(options.statistics)
         if options.statistics and world.size > 1:
             raise UsageError("BatchNorm's statistics are updated in one process only; leave statistics out")
@@ -219,7 +221,13 @@ class _Training:
                 np.isfinite(one).all() for feeds in self.train for one in feeds.values() if one.dtype.kind == "f"
             ):
                 raise InputError(f"the loss is {total} at update {self.update}: the samples hold NaN or infinity")
-            raise InputError(f"the loss is {total} at update {self.update}; use a lower rate (lr={options.rate})")
+            half = next((str(one.dtype)[6:] for one in self.weights if one.dtype in _HALF), None)
+            advice = f"use a lower rate (lr={options.rate})"
+            if half is not None:
+                advice = (
+                    f"weights in {half} among others do not train: train a float32 network and cast what comes of it"
+                )
+            raise InputError(f"the loss is {total} at update {self.update}; {advice}")
         if options.clip:
             torch.nn.utils.clip_grad_norm_(self.weights, options.clip)
         self._move()
@@ -347,7 +355,7 @@ class _Training:
             "module": self.module.state_dict(),
             "low_rank": None if self.low_rank is None else self.low_rank.state(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": _random_state(),
             "best": (self.best, self.best_update, self.worse, self.before, self.least),
             "best_state": self.best_state,
             "slowed": self.slowed,
@@ -378,7 +386,7 @@ class _Training:
         if self.low_rank is not None:
             self.low_rank.restore(held["low_rank"])
         self.optimizer.load_state_dict(held["optimizer"])
-        torch.set_rng_state(held["random"].cpu())
+        _set_random_state(held["random"])
         self.update = int(held["update"])
         self.best, self.best_update, self.worse, self.before, self.least = held["best"]
         self.best_state = {name: value.cpu() for name, value in held["best_state"].items()}
@@ -404,6 +412,26 @@ class _Training:
         }  # fmt: skip
         (self.out / "finetune.json").write_bytes(to_bytes(document))
         (self.out / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def _widened(module: fx.GraphModule) -> fx.GraphModule:
+    """In float32 where all weights are half of that, in which AdamW's epsilon and small steps are zero."""
+    kinds = {one.dtype for one in module.parameters()}
+    return module.float() if len(kinds) == 1 and kinds <= set(_HALF) else module
+
+
+def _random_state() -> dict[str, Any]:
+    """The states of the global random generators, as what is read without pickle's risks."""
+    numpy = {**np.random.get_state(legacy=False)}
+    numpy["state"] = {**numpy["state"], "key": torch.from_numpy(numpy["state"]["key"].astype(np.int64))}
+    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
+
+
+def _set_random_state(held: Mapping[str, Any]) -> None:
+    inner = held["numpy"]["state"]
+    random.setstate(held["python"])
+    np.random.set_state({**held["numpy"], "state": {**inner, "key": inner["key"].cpu().numpy().astype(np.uint32)}})
+    torch.set_rng_state(held["torch"].cpu())
 
 
 def _rate(update: int, updates: int, warm_up: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch.utils import _pytree as tree
 from graphprune.backends.runner import OrtRunner
 from graphprune.errors import InputError, UnsupportedError, UsageError
 from graphprune.frontends.modules import first_line
+from graphprune.frontends.torch import in_order
 from graphprune.passes.files import keep_of, members_of, read_plan, replay
 from graphprune.passes.plan import Plan
 from graphprune.passes.shrink import Shrink
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 _FORMAT = 1
 _RTOL = 1e-3  # float32 in another order of summation; a wrong size is far beyond it
 _TRIES = 2  # further inputs, beside the example
+_RECORD = "_graphprune_cut"  # attribute of a module that was cut: its ModuleCut
 _OWN = vars(nn.Module()).keys()  # what PyTorch keeps in every module: its parameters, buffers and parts
 
 
@@ -60,6 +62,11 @@ class ModuleCut:
     scaled: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
+    earlier: ModuleCut | None = field(default=None, repr=False)
+
+    def in_turn(self) -> tuple[ModuleCut, ...]:
+        """This cut and those before it, the first one first."""
+        return (*(() if self.earlier is None else self.earlier.in_turn()), self)
 
 
 def prune_module(
@@ -117,7 +124,18 @@ def prune_module(
     idle = _idle(module, set(traced.program.parameter_names.values()))
     if idle and found.cuts:
         _log.warning("%s: not in the traced network, so not cut; may no longer fit in training mode", ", ".join(idle))
-    return replace(found, left=tuple(sorted(left)), idle=idle)
+    return _recorded(module, replace(found, left=tuple(sorted(left)), idle=idle, earlier=_record(module)))
+
+
+def _record(module: nn.Module) -> ModuleCut | None:
+    """What was cut of a module so far."""
+    found: ModuleCut | None = vars(module).get(_RECORD)
+    return found
+
+
+def _recorded(module: nn.Module, cut: ModuleCut) -> ModuleCut:
+    vars(module)[_RECORD] = cut
+    return cut
 
 
 def _idle(module: nn.Module, known: set[str]) -> tuple[str, ...]:
@@ -156,8 +174,7 @@ def _cut(
     model = Shrink(keep)(grouping)
     cuts = _cuts(module, traced, keep)
     cut = network_of(model, examples, traced.name, names)  # before the parameters it may share memory with are cut
-    trials = [(inputs, _expected(cut, examples)), *(_trial(cut, inputs, examples, seed) for seed in range(_TRIES))]
-    known = [one for one in trials if one is not None]
+    trials = [(one, _expected(cut, feeds)) for one, feeds in _trials(in_order(module, inputs), examples)]
     undo: list[Callable[[], None]] = [_remember(part) for part in module.modules()]
     try:
         _cut_tensors(module, cuts, undo)
@@ -171,7 +188,7 @@ def _cut(
         makers = {name for name, axis, _, _ in cuts if axis == 0}
         named = {name: one for name, one in module.named_parameters(remove_duplicate=False) if name in makers}
         scaled = keep_scales(module, run, attention, named)
-        return ModuleCut(cuts, (*changes, *sizes), _checked(module, known), scaled)
+        return ModuleCut(cuts, (*changes, *sizes), _checked(module, trials), scaled)
     except BaseException:
         for step in reversed(undo):
             step()
@@ -230,7 +247,18 @@ def _remember(part: nn.Module) -> Callable[[], None]:
 
 
 def save_module(module: nn.Module, cut: ModuleCut, path: str | os.PathLike[str]) -> None:
-    """Write a pruned module's values and its cut to one file that is read without pickle's risks."""
+    """Write a pruned module's values and its cut to one file that is read without pickle's risks.
+
+    Args:
+        cut: what the last :func:`prune_module` (or :func:`load_module`) gave; it holds the earlier ones.
+
+    Raises:
+        UsageError: the module was cut again since.
+    """
+    if _record(module) not in (None, cut):
+        raise UsageError(
+            "the cut is not the module's last one: give what its last prune_module or load_module returned"
+        )
     document = {"format": _FORMAT, **asdict(cut)}
     temporary = Path(f"{os.fspath(path)}.tmp")
     torch.save({"graphprune": json.dumps(document), "state": module.state_dict()}, temporary)
@@ -249,30 +277,41 @@ def load_module(module: nn.Module, path: str | os.PathLike[str]) -> ModuleCut:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
         document = json.loads(held["graphprune"])
-        cuts = tuple((str(n), int(a), int(s), tuple(int(one) for one in r)) for n, a, s, r in document["cuts"])
-        changes = tuple((str(p), str(n), tuple(v) if isinstance(v, list) else v) for p, n, v in document["attributes"])
-        names = (tuple(str(one) for one in document[key]) for key in ("scaled", "left", "idle"))
-        found = ModuleCut(cuts, changes, float(document["difference"]), *names)
+        found = _read_cut(document)
     except OSError as error:
         raise InputError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
     except Exception as error:
         raise InputError(f"'{path}' is not a file that graphprune.save_module wrote: {first_line(error)}") from error
     undo: list[Callable[[], None]] = []
-    tensors = _tensors(module)
-    for name, axis, size, _ in cuts:
-        here = tensors.get(name)
-        if here is None or here.ndim <= axis or here.shape[axis] != size:
-            raise InputError(f"'{path}' is of another module: '{name}' has to have {size} indices on axis {axis}")
-    _cut_tensors(module, cuts, undo)
-    _set_attributes(module, changes, undo)
     try:
+        for cut in found.in_turn():
+            _check_sizes(module, cut)
+            _cut_tensors(module, cut.cuts, undo)
+            _set_attributes(module, cut.attributes, undo)
         _check_state(module, held["state"])
         module.load_state_dict(held["state"])
     except RuntimeError as error:
         for step in reversed(undo):
             step()
-        raise InputError(f"'{path}' is of another module: {first_line(error)}") from error
-    return found
+        raise InputError(f"'{path}' is of another module: {error}") from error
+    return _recorded(module, found)
+
+
+def _read_cut(document: Mapping[str, Any]) -> ModuleCut:
+    cuts = tuple((str(n), int(a), int(s), tuple(int(one) for one in r)) for n, a, s, r in document["cuts"])
+    changes = tuple((str(p), str(n), tuple(v) if isinstance(v, list) else v) for p, n, v in document["attributes"])
+    scaled, left, idle = (tuple(str(one) for one in document[key]) for key in ("scaled", "left", "idle"))
+    earlier = None if document.get("earlier") is None else _read_cut(document["earlier"])
+    return ModuleCut(cuts, changes, float(document["difference"]), scaled, left, idle, earlier)
+
+
+def _check_sizes(module: nn.Module, cut: ModuleCut) -> None:
+    """Raise ``RuntimeError`` where a tensor has not the size that it had before it was cut."""
+    tensors = _tensors(module)
+    for name, axis, size, _ in cut.cuts:
+        here = tensors.get(name)
+        if here is None or here.ndim <= axis or here.shape[axis] != size:
+            raise RuntimeError(f"'{name}' has to have {size} indices on axis {axis}")
 
 
 def _check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
@@ -352,31 +391,29 @@ def _expected(cut: Network, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[A
     return [found[name] for name in names]
 
 
-def _trial(cut: Network, inputs: Any, examples: Mapping[str, NDArray[Any]], seed: int) -> Any:
-    """Random inputs of the examples' sizes and spread, and what the cut network gives; None where none can be made."""
-    leaves, spec = tree.tree_flatten(inputs)
-    arrays = [one for one in leaves if isinstance(one, (Tensor, np.ndarray))]
-    floats = [one for one in arrays if torch.as_tensor(one).is_floating_point()]
-    if len(arrays) != len(examples) or not floats:
-        return None
-    rng = np.random.default_rng(seed)
-    feeds, made = dict(examples), []
-    # forward()'s arguments may stand in another order than the graph's inputs: they are matched by their contents
-    unused = list(examples)
-    for leaf in leaves:
-        if not isinstance(leaf, (Tensor, np.ndarray)):
-            made.append(leaf)
-            continue
-        array = torch.as_tensor(leaf).detach().cpu().numpy()
-        name = next((n for n in unused if np.array_equal(examples[n], array, equal_nan=array.dtype.kind == "f")), None)
-        if name is None:
-            return None
-        unused.remove(name)
-        if array.dtype.kind == "f":
-            array = (rng.standard_normal(array.shape) * max(float(array.std()), 1e-3)).astype(array.dtype)
-        feeds[name] = array
-        made.append(torch.from_numpy(np.array(array)))
-    return tree.tree_unflatten(made, spec), _expected(cut, feeds)
+def _trials(given: tuple[Any, ...], examples: Mapping[str, NDArray[Any]]) -> Iterator[tuple[Any, Any]]:
+    """The inputs and random ones of their sizes and spread, each with the arrays that the network's inputs get.
+
+    Args:
+        given: inputs as :func:`graphprune.frontends.torch.in_order` gives them.
+        examples: by name, in the same order.
+    """
+    leaves, spec = tree.tree_flatten(given)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    if len(places) != len(examples):
+        yield given, examples
+        return
+    arrays = [leaves[place].detach().cpu().numpy() for place in places]
+    yield given, dict(zip(examples, arrays, strict=True))
+    for seed in range(_TRIES) if any(array.dtype.kind == "f" for array in arrays) else ():
+        rng = np.random.default_rng(seed)
+        feeds = {}
+        for name, place, array in zip(examples, places, arrays, strict=True):
+            feeds[name] = array
+            if array.dtype.kind == "f":
+                feeds[name] = (rng.standard_normal(array.shape) * max(float(array.std()), 1e-3)).astype(array.dtype)
+            leaves[place] = torch.from_numpy(np.array(feeds[name]))
+        yield tree.tree_unflatten(leaves, spec), feeds
 
 
 def _checked(module: nn.Module, trials: Sequence[Any]) -> float:

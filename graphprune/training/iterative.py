@@ -15,12 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.errors import UsageError
+from graphprune.errors import TargetError, UsageError
 from graphprune.frontends.samples import is_noise, read_samples
 from graphprune.ir.files import output_folder
-from graphprune.passes.allocate import Target
+from graphprune.ir.store import sha256_of
+from graphprune.options import ExportOptions
+from graphprune.passes.allocate import Target, allocator
 from graphprune.passes.allocate.target import Quantity
-from graphprune.pipeline import load
+from graphprune.passes.score import Scores
+from graphprune.passes.selection import Selection
+from graphprune.pipeline import Network, load
+from graphprune.report.manifest import to_bytes
 from graphprune.training.finetune import FinetuneResult, finetune
 from graphprune.training.given import as_network, fingerprint, spare
 from graphprune.training.options import FinetuneOptions
@@ -30,6 +35,7 @@ __all__ = ["prune_and_tune", "shares"]
 
 _log = logging.getLogger(__name__)
 _STEPS = "steps"
+_ALLOCATION = ("include", "exclude", "stat", "floor", "align")
 
 
 def prune_and_tune(
@@ -50,7 +56,8 @@ def prune_and_tune(
     Args:
         original: a network, or the path of an ONNX file.
         data: samples, to rank, repair and train on.
-        out: folder for the last ``model.onnx`` and ``finetune.json``.
+        out: folder for the last ``model.onnx`` and ``finetune.json``, which says of the last training what that of
+            :func:`finetune` says, and the target, the original's hash and what each step did.
         target, quantity: ``"0.5x"`` or a number, on ``macs`` or ``params``; every step cuts by the same factor.
         steps: cuts; ``options.updates`` are shared out among them, see :func:`shares`.
         resume: go on with what was cut and trained before, kept in the folder's ``steps`` until the end, and from the
@@ -61,7 +68,8 @@ def prune_and_tune(
     Under ``torchrun`` the first process cuts, and all train.
 
     Raises:
-        What :meth:`graphprune.Network.export` and :func:`finetune` raise.
+        What :meth:`graphprune.Network.export` and :func:`finetune` raise. TargetError: before any training, where the
+        target cannot be reached whatever stays.
     """
     if steps < 1:
         raise UsageError(f"steps={steps}: a number of at least 1")
@@ -70,6 +78,7 @@ def prune_and_tune(
     samples = read_samples(data, whole.program, limit=tuning.limit, images=tuning.images)
     amount = whole.cost.macs({}) if quantity == "macs" else whole.cost.params({})
     limit = Target.parse(target, quantity).limit(amount)
+    _check_reachable(whole, Target(quantity, limit, relative=False), steps, export)
     folder = output_folder(out)
     spare(folder, [whole])
     words = f"{quantity} {limit} {steps} {json.dumps(export, sort_keys=True, default=_word)}"
@@ -97,11 +106,42 @@ def prune_and_tune(
             current = load(tuned / "model.onnx", input_shapes=input_shapes)
         assert result is not None
         if world.rank == 0:
+            document = {
+                **json.loads((tuned / "finetune.json").read_bytes()),
+                "options": tuning.to_json(),
+                "source_sha256": {} if whole.source is None else sha256_of(whole.source),
+                "target": {"asked": target, "quantity": quantity, "limit": limit, "original": amount},
+                "steps": [_step_document(folder / _STEPS, step) for step in range(1, steps + 1)],
+            }
+            (tuned / "finetune.json").write_bytes(to_bytes(document))
             for file in tuned.iterdir():
                 os.replace(file, folder / file.name)
             shutil.rmtree(folder / _STEPS)
         world.wait()
     return replace(result, folder=folder)
+
+
+def _check_reachable(network: Network, target: Target, steps: int, export: Mapping[str, Any]) -> None:
+    """Raises TargetError where even the least that so many cuts can leave of every group is above the target."""
+    options = ExportOptions(**{name: value for name, value in export.items() if name in _ALLOCATION})
+    grouping, names = network.grouping, network.program.parameter_names
+    chosen = Selection(options.include, options.exclude, options.stat)(grouping, names)
+    method = allocator("global", floor=options.floor**steps, align=options.align)
+    try:
+        method.allocate(chosen, Scores({one.id: np.zeros(one.size) for one in chosen}), network.cost, [target])
+    except TargetError as error:
+        raise TargetError(f"even in {steps} cuts, with the floor {options.floor:g} of each: {error}") from error
+
+
+def _step_document(folder: Path, step: int) -> dict[str, Any]:
+    """What one cut and the training after it did."""
+    cut, tuned = (
+        json.loads((folder / f"{step}-{name}").read_bytes()) for name in ("cut/manifest.json", "tuned/finetune.json")
+    )
+    return {
+        **{name: cut[name] for name in ("asked", "reached", "groups_cut")},
+        **{name: tuned[name] for name in ("updates", "best_update", "distance", "seconds")},
+    }
 
 
 def _prepare(folder: Path, key: str, resume: bool) -> None:

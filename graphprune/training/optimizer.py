@@ -90,6 +90,7 @@ class GroupOptimizer(torch.optim.Optimizer):
         self.state = self.base.state
         self.start = start
         self.steps = 0
+        self.closure: Callable[[], Any] | None = None  # that of the step being taken
         self.gone = np.zeros(self.groups.count, dtype=np.bool_)
         self.budget.choose(self.groups, np.zeros(self.groups.count), self.gone)  # what cannot be met is said now
 
@@ -101,8 +102,11 @@ class GroupOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: computes the loss and its gradients, and returns the loss; else they are there already.
+
+        Not to be overridden: PyTorch wraps the step of every class, and its hooks would run for each.
         """
         loss = None
+        self.closure = closure
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -75,13 +76,16 @@ class FinetuneOptions:
                 raise UsageError(f"{name}={value}: a number of at least {bound}")
         if self.optimizer not in ("adamw", "sgd"):
             raise UsageError(f"optimizer={self.optimizer!r} is not one of adamw, sgd")
-        if self.rate <= 0 or self.temperature <= 0 or not 0 <= self.warm_up < 1 or min(self.distil, self.clip) < 0:
-            raise UsageError(
-                f"lr={self.lr}, temperature={self.temperature}, warm_up={self.warm_up}, distil={self.distil}, "
-                f"clip={self.clip}: a rate and a temperature above 0, a share from 0 to 1, and nothing below 0"
-            )
-        if self.weight_decay < 0:
-            raise UsageError(f"weight_decay={self.weight_decay}: not below 0")
+        for name in ("lr", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name}={value}: a number above 0")
+        for name in ("weight_decay", "distil", "clip"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UsageError(f"{name}={value}: a number of at least 0")
+        if not 0 <= self.warm_up < 1:
+            raise UsageError(f"warm_up={self.warm_up}: a share of the updates, from 0 to below 1")
         if self.loss is None and not self.distil:
             raise UsageError("there is nothing to train for: give a loss, or distil from the original")
 

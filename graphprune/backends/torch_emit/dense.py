@@ -64,7 +64,7 @@ def _matmul_integer(v: View) -> fx.Node:
 
 @emits("Conv")
 def _conv(v: View) -> fx.Node:
-    bias = v.x(2) if v.has(2) and not v.is_zero(2) else None  # exporters make up biases of zeros
+    bias = v.x(2) if v.has(2) and not v.is_all(2, 0) else None  # exporters make up biases of zeros
     return convolved(v, v.x(0), v.x(1), bias)
 
 

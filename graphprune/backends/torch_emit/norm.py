@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -22,45 +22,61 @@ _MODULES: Mapping[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d,
 
 @emits("BatchNormalization")
 def _batch_norm(v: View) -> Any:
-    """A BatchNorm module where the four tensors are this node's own, so that it trains and freezes like any other."""
+    """A BatchNorm module where the statistics are this node's own, so that it trains and freezes like any other.
+
+    Scale and bias that are not its own (made of constants, shared) are applied behind it.
+    """
     epsilon = float(v.attr("epsilon", 1e-5))
     values = v.writer.program.values()
-    names = [held_by(values[v.name(k)]).name or "" for k in range(1, 5)]
+    parts = {part: held_by(values[v.name(k)]).name or "" for k, part in enumerate(_PARTS, 1)}
     if v.attr("training_mode", 0) or v.attr("is_test", 1) == 0:
         made = v.call(elements.batch_norm, *(v.x(k) for k in range(5)), epsilon, True)
         if v.used(1) or v.used(2):
             raise Refuse("it updates its statistics in the network itself (training_mode=1)")
         return v.item(made, 0)
-    if v.rank() not in _MODULES or not _own(v, names):
+    affine = _own(v, parts.values())
+    if not affine:
+        parts = {part: parts[part] for part in _PARTS[2:]}
+    if v.rank() not in _MODULES or not _own(v, parts.values()):
         if v.used(1) and len(v.node.outputs) > 1:
             raise Refuse("its statistics are read by others")
         return v.item(v.call(elements.batch_norm, *(v.x(k) for k in range(5)), epsilon, False), 0)
     kept = float(v.attr("momentum", 0.9))  # 1 is how PyTorch's exporters write momentum=None, a plain average
-    module = _MODULES[v.rank()](v.shape(1)[0], eps=epsilon, momentum=None if kept == 1 else 1 - kept)
-    for part, name in zip(_PARTS, names, strict=True):
+    momentum = None if kept == 1 else 1 - kept
+    module = _MODULES[v.rank()](v.shape(1)[0], eps=epsilon, momentum=momentum, affine=affine)
+    for part, name in parts.items():
         tensor = to_tensor(v.writer.program.tensor(name))
         setattr(module, part, nn.Parameter(tensor) if part in ("weight", "bias") else tensor)
-    path = v.writer.module(_path(v, names), module, dict(zip(_PARTS, names, strict=True)))
-    return v.writer.graph.call_module(path, (v.x(),))
+    path = v.writer.module(_path(v, parts), module, parts)
+    made = v.writer.graph.call_module(path, (v.x(),))
+    return made if affine else _scaled(v, made)
 
 
-def _own(v: View, names: list[str]) -> bool:
-    """Whether all four are constants of one type in the file that nothing else reads."""
+def _scaled(v: View, made: fx.Node) -> fx.Node:
+    """Times operand 1 plus operand 2, both (channels,), unless they are ones and zeros that nobody trains."""
+    for k, function, neutral in ((1, operator.mul, 1), (2, operator.add, 0)):
+        if not v.is_all(k, neutral):
+            made = v.call(function, made, v.call(torch.reshape, v.x(k), (-1, *[1] * (v.rank() - 2))))
+    return made
+
+
+def _own(v: View, names: Collection[str]) -> bool:
+    """Whether these are constants in the file that nothing else reads, and all operands of one type."""
     program = v.writer.program
     values = program.values()
     return (
         all(program.is_parameter(name) for name in names)
         and all(len(list(readers(values[name]))) == 1 and not values[name].is_graph_output() for name in names)
-        and len(set(names)) == 4
+        and len(set(names)) == len(names)
         and len({v.type(k) for k in range(5)} - {None}) == 1
     )
 
 
-def _path(v: View, names: list[str]) -> str:
+def _path(v: View, parts: Mapping[str, str]) -> str:
     """The module that the source's own names speak of, else the node's name."""
-    known = [v.writer.program.parameter_names.get(name, name) for name in names]
+    known = [v.writer.program.parameter_names.get(name, name) for name in parts.values()]
     prefixes = {name.rpartition(".")[0] for name in known}
-    if len(prefixes) == 1 and [name.rpartition(".")[2] for name in known] == list(_PARTS) and "" not in prefixes:
+    if len(prefixes) == 1 and [name.rpartition(".")[2] for name in known] == list(parts) and "" not in prefixes:
         return prefixes.pop()
     common = known[0].rpartition(".")[0] if len(prefixes) == 1 else ""
     return common or legal(v.node.name or "batch_norm")

@@ -84,7 +84,9 @@ def _is_number(program: Program, value: ir.Value) -> bool:
     if not shape:
         return all(node.op_type in _ELEMENTWISE for node, _ in uses)
     results = [program.shapes.get(node.outputs[0].name or "", ()) for node, _ in uses if node.op_type in _ELEMENTWISE]
-    return any(tuple(one[-len(shape) :]) != tuple(shape) for one in results)
+    if any(tuple(one[-len(shape) :]) != tuple(shape) for one in results):
+        return True
+    return any(node.op_type == "Cast" and _is_number(program, node.outputs[0]) for node, _ in uses)
 
 
 def trained(program: Program, weights: Iterable[str], types: Mapping[str, ir.DataType]) -> set[str]:

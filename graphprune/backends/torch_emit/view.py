@@ -116,10 +116,14 @@ class View:
         """Contents of an operand that is fixed; ``None`` where it is not, or is left out."""
         return self.writer.constant(self.name(k)) if self.has(k) else None
 
-    def is_zero(self, k: int) -> bool:
-        """Whether an operand is zeros that nobody trains."""
-        held = None if self.name(k) in self.writer.trained else self.const(k)
-        return held is not None and not held.any()
+    def is_all(self, k: int, number: float) -> bool:
+        """Whether an operand is one number throughout, perhaps a stretched one, that nobody trains."""
+        value = self.node.inputs[k]
+        node = None if value is None else value.producer()
+        source = node.inputs[0] if node is not None and node.op_type == "Expand" else value
+        name = "" if source is None else source.name or ""
+        held = None if name in self.writer.trained else self.writer.constant(name)
+        return held is not None and bool((held == number).all())
 
     def items(self, k: int) -> Sizes:
         """An operand that holds sizes, as Python numbers."""
