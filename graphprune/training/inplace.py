@@ -19,8 +19,8 @@ from torch.utils import _pytree as tree
 
 from graphprune.backends.runner import OrtRunner
 from graphprune.errors import InputError, UnsupportedError, UsageError
+from graphprune.frontends.module_inputs import in_order
 from graphprune.frontends.modules import first_line
-from graphprune.frontends.torch import in_order
 from graphprune.passes.files import keep_of, members_of, read_plan, replay
 from graphprune.passes.plan import Plan
 from graphprune.passes.shrink import Shrink
@@ -395,7 +395,7 @@ def _trials(given: tuple[Any, ...], examples: Mapping[str, NDArray[Any]]) -> Ite
     """The inputs and random ones of their sizes and spread, each with the arrays that the network's inputs get.
 
     Args:
-        given: inputs as :func:`graphprune.frontends.torch.in_order` gives them.
+        given: inputs as :func:`graphprune.frontends.module_inputs.in_order` gives them.
         examples: by name, in the same order.
     """
     leaves, spec = tree.tree_flatten(given)
