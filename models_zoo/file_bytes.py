@@ -1,8 +1,8 @@
 """Files of this Python's installation by their first and last bytes, for the classifier of the package ``magika``.
 
 Its features are 1024 bytes from the beginning and 1024 from the end of a file, without blanks at the ends; 256 stands
-for what is beyond. Files are taken by their endings, 60 of each at most, and split by a hash of their contents; which there
-are depends on what is installed.
+for what is beyond. Files are taken by their endings, 60 of each at most, and split by a hash of their contents; which
+files there are depends on what is installed.
 
     >>> from models_zoo import file_bytes
     >>> file_bytes.names()[run({"bytes": file_bytes.read(path)[None]})["target_label"].argmax()]    # doctest: +SKIP
