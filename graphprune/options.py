@@ -196,11 +196,11 @@ def _check_latency(options: ExportOptions, latency: LatencyTarget | None) -> Non
             "--profile-seconds is for the step curves that a latency target measures here: add --target-latency (and "
             "no --latency-table), or leave it out"
         )
+    table = None if options.latency_table is None else read_table(options.latency_table)
     if latency is None:
         if options.statistic != "median" and options.max_drop is None:
             raise UsageError(f"--statistic {options.statistic} says what a latency target is on; add --target-latency")
         return
-    table = None if options.latency_table is None else read_table(options.latency_table)
     if options.measure is None:
         if table is None:
             raise UsageError(

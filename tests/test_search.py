@@ -284,7 +284,7 @@ def test_images_fill_the_batch_that_a_network_takes(tmp_path: Path, caplog: pyte
     seen = [one["x"][:, 0, 0, 0].tolist() for one in read.feeds]
     assert seen == [pytest.approx([0, 40 / 255], rel=1e-3), pytest.approx([80 / 255, 120 / 255], rel=1e-3)]
     assert "1 samples are left over" in caplog.text
-    with pytest.raises(UsageError, match=r"--calib-images says how .* 'arrays in memory' is none"):
+    with pytest.raises(UsageError, match=r"says how the images in a folder are read; 'arrays in memory' is none"):
         read_samples({"x": np.zeros((2, 3, 8, 8))}, network.program, images=Preprocessing())
 
 

@@ -25,6 +25,7 @@ __all__ = ["Preprocessing", "Samples", "is_noise", "read_samples"]
 _log = logging.getLogger(__name__)
 Feeds = Mapping[str, Array]
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_HOW = "--calib-images (finetune: --data-images) says how the images in a folder are read"
 _WORD = "none"  # noise instead of data
 _NOISE = 256  # samples of it
 _MOST = 4096  # samples of a generator, which may have no end
@@ -218,7 +219,7 @@ def read_samples(
     else:
         made, text = source, "samples in memory"
     if images is not None and not (isinstance(source, (str, Path)) and Path(text).is_dir()):
-        raise UsageError(f"--calib-images says how the images in a folder are read; '{text}' is none")
+        raise UsageError(f"{_HOW}; '{text}' is none")
     found: list[Feeds] = []
     iterator = iter(made)
     of_files = isinstance(source, (str, Path)) and not is_reference(str(source))
@@ -287,7 +288,7 @@ def _folder(folder: Path, program: Program, images: Preprocessing | None) -> Ite
         raise InputError(f"the folder '{folder}' holds no .npy, .npz or image files")
     pictures = [path for path in files if path.suffix.lower() in _IMAGES]
     if images is not None and not pictures:
-        raise UsageError(f"--calib-images says how the images in a folder are read; '{folder}' holds none")
+        raise UsageError(f"{_HOW}; '{folder}' holds none")
     for path in files:
         if path not in pictures:
             yield from _file(path, program)
