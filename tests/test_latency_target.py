@@ -561,11 +561,24 @@ def test_a_share_is_measured_here_with_widths_for_another_device(
     [
         (["--target-latency", "0.7x", "--no-measure"], "give the step curves of the device with --latency-table"),
         (["--target-macs", "0.7x", "--statistic", "p90"], "--statistic p90 says what a latency target is on"),
+        (
+            ["--target-macs", "0.7x", "--profile-seconds", "9"],
+            "--profile-seconds is for the step curves that a latency",
+        ),
+        (["--target-latency", "0.7x", "--latency-table", "t", "--profile-seconds", "9"], "(and no --latency-table)"),
+        (["--max-drop", "1%", "--no-measure", "--latency-table", "t"], "(with --max-drop, leave out --no-measure)"),
+        (["--max-drop", "1%", "--latency-table", "t", "--eval", "m:f"], "'t'"),
     ],
 )
 def test_what_makes_no_sense_without_a_table(more: list[str], said: str, tmp_path: Path, run_cli: Any) -> None:
     result = run_cli("export", tmp_path / "none.onnx", "-o", tmp_path / "out", *more)
     assert (result.code, said in result.err) == (2, True), result.err
+
+
+def test_a_file_needs_no_source_kept(network: Network, tmp_path: Path, run_cli: Any) -> None:
+    words = ("--target-macs", "0.7x", "--keep-source")
+    result = run_cli("export", network.source, "-o", tmp_path / "out", *words)
+    assert (result.code, "here the source is a file already" in result.err) == (2, True), result.err
 
 
 def test_profile_and_export_for_real(tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
