@@ -94,7 +94,8 @@ def check_targets(options: ExportOptions, out: str | os.PathLike[str]) -> list[T
 
 
 _PATIENCE = 2.0  # times as long as a candidate may be measured, with latency targets
-_MARGIN = 0.99  # of a latency target: the repaired artefact is measured by itself, and no two intervals are the same
+_MARGIN = 0.98  # of a latency target: the repaired artefact is measured by itself, and no two intervals are the same
+_LOOK_AGAIN = 2  # times as many rounds, where its interval alone lies above the target
 _ATTEMPTS = 3  # at a latency target, where what is repaired takes longer than what was only cut
 _TO_SPLIT = 16  # samples from which some are held out to look at afterwards
 
@@ -274,7 +275,7 @@ class _Export:
             figure = figure_of(found, self.options.statistic)
             if figure.ratio.value <= met.target.within(figure.a_ms) < figure.ratio.high:  # noise: look again
                 with timed(self.seconds, "measure"):
-                    found = self._compared(chooser.source, staging / MODEL)
+                    found = self._compared(chooser.source, staging / MODEL, _LOOK_AGAIN)
                 assert found is not None
                 figure, made = figure_of(found, self.options.statistic), replace(made, comparison=found)
             ratio, share = figure.ratio, met.target.within(figure.a_ms)
@@ -361,14 +362,17 @@ class _Export:
                     comparison = self._compared(chooser.source, path)
         return _Made(cut, repaired, written, verdict, comparison, tuple(notes), tried)
 
-    def _compared(self, source: Path, path: Path) -> Comparison | None:
-        """A file measured against the source; None where nothing is measured."""
+    def _compared(self, source: Path, path: Path, times: int = 1) -> Comparison | None:
+        """A file measured against the source, in so many times the rounds; None where nothing is measured."""
         timing = self.options.measure
         if timing is None or untimed(timing.backend):
             return None
         feeds, timing = self.network.program.examples, enough_for(timing, self.options.statistic)
         if self.options.target_latency or self.options.max_drop:  # else noise would begin everything anew
-            timing = replace(timing, max_duration=_PATIENCE * timing.max_duration)
+            timing = replace(
+                timing, rounds=times * timing.rounds, duration=times * timing.duration,
+                max_duration=_PATIENCE * timing.max_duration,
+            )  # fmt: skip
         found = measure(source, path, feeds, timing)
         assert isinstance(found, Comparison)
         return found

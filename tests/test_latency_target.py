@@ -632,7 +632,7 @@ def test_a_candidate_is_timed_without_the_values_that_repair_will_replace(
     assert (result.repaired is not None) == repaired
     assert seen == ({"candidate": False, "artefact": True} if repaired else {"candidate": True})
     assert result.met is not None and result.met.share == pytest.approx(0.7)
-    assert result.met.rounds[0].share == pytest.approx(0.7 * (0.99 if repaired else 1.0))
+    assert result.met.rounds[0].share == pytest.approx(0.7 * (0.98 if repaired else 1.0))
 
 
 @pytest.mark.parametrize("last", [0.695, 0.71])
