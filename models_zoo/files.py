@@ -43,7 +43,7 @@ def _package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         known = name.replace("_", "-")
-        raise UsageError(f"The package '{known}' is not installed: pip install --no-deps {known} (its files are enough).")
+        raise UsageError(f"The package '{known}' is not installed: pip install --no-deps {known} (for its file alone).")
     return Path(spec.submodule_search_locations[0])
 
 
