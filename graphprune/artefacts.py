@@ -14,11 +14,12 @@ from graphprune.errors import UsageError
 from graphprune.ir.files import output_folder, staging_folder
 from graphprune.report.files import REPORTS, check_reports, stale_plots
 
-__all__ = ["MANIFEST", "MODEL", "PLAN", "SOURCE", "ArtefactFolder"]
+__all__ = ["INT8", "MANIFEST", "MODEL", "PLAN", "SOURCE", "ArtefactFolder"]
 
 MODEL, PLAN, MANIFEST, SOURCE = "model.onnx", "plan.json", "manifest.json", "source.onnx"
-_DATA = re.compile(r"model(-\d{5}-of-\d{5})?\.onnx\.data|model\.int8\.onnx", re.ASCII)
-_NAMES = (MODEL, "model.int8.onnx", f"{MODEL}.data", SOURCE, f"{SOURCE}.data", PLAN, MANIFEST)
+INT8 = "model.int8.onnx"
+_DATA = re.compile(rf"model(-\d{{5}}-of-\d{{5}})?\.onnx\.data|{re.escape(INT8)}", re.ASCII)
+_NAMES = (MODEL, INT8, f"{MODEL}.data", SOURCE, f"{SOURCE}.data", PLAN, MANIFEST)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphprune.accuracy import Accuracy, assess, read_metric
-from graphprune.artefacts import MANIFEST, MODEL, PLAN, SOURCE, ArtefactFolder
+from graphprune.artefacts import INT8, MANIFEST, MODEL, PLAN, SOURCE, ArtefactFolder
 from graphprune.backends.base import get_backend
 from graphprune.backends.runner import OrtRunner
 from graphprune.choose import Choice, Chooser, whole
@@ -32,7 +32,7 @@ from graphprune.passes.repair import Repaired
 from graphprune.passes.shrink import Shrink
 from graphprune.passes.verify import Verdict, Verify
 from graphprune.pipeline import IN_MEMORY, timed, verify_program
-from graphprune.quantize import DENSE_INT8, INT8, Corner, four_corners, quantize_int8
+from graphprune.quantize import DENSE_INT8, Corner, four_corners, quantize_int8
 from graphprune.report.files import write_family, write_reports
 from graphprune.report.manifest import manifest_document, to_bytes
 

@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphprune.accuracy import Metric, fidelity, outputs_of
+from graphprune.artefacts import INT8
 from graphprune.backends.runner import OrtRunner
 from graphprune.errors import InputError
 from graphprune.frontends.modules import first_line
@@ -21,10 +22,9 @@ from graphprune.ir.program import Array
 from graphprune.ir.store import external_locations
 from graphprune.latency.measure import Comparison
 
-__all__ = ["DENSE_INT8", "INT8", "Corner", "four_corners", "prepared", "quantize_int8"]
+__all__ = ["DENSE_INT8", "Corner", "four_corners", "prepared", "quantize_int8"]
 
 Feeds = Mapping[str, Array]
-INT8 = "model.int8.onnx"  # beside the artefact
 DENSE_INT8 = "dense.int8.onnx"  # the original's, to compare
 _SAMPLES = 64  # that the ranges are taken from: more hardly widen them
 

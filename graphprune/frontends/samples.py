@@ -290,7 +290,7 @@ def _folder(folder: Path, program: Program, images: Preprocessing | None) -> Ite
     if images is not None and not pictures:
         raise UsageError(f"{_HOW}; '{folder}' holds none")
     for path in files:
-        if path not in pictures:
+        if path.suffix.lower() not in _IMAGES:
             yield from _file(path, program)
     if pictures:
         yield from _pictures(pictures, program, images or Preprocessing(), str(folder))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -32,6 +31,7 @@ from graphprune.training.given import as_network, check_alike, fingerprint, spar
 from graphprune.training.low_rank import LowRank
 from graphprune.training.options import FinetuneOptions
 from graphprune.training.parallel import World
+from graphprune.training.randomness import random_state, seed_all, set_random_state
 from graphprune.training.rates import usual_sizes
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ class _Training:
         self.samples = samples
         rest, held = samples.split() if samples.count >= _TO_SPLIT else (samples, samples)
         self.train, self.held = rest.feeds, held.feeds
-        random.seed(options.seed)
-        np.random.seed(options.seed)
-        torch.manual_seed(options.seed)
+        seed_all(options.seed)
         self.device = _device(options.device)
         self.module: fx.GraphModule = _widened(to_torch(network.program)).to(self.device)
         self.module.train(options.statistics)
@@ -355,7 +353,7 @@ class _Training:
             "module": self.module.state_dict(),
             "low_rank": None if self.low_rank is None else self.low_rank.state(),
             "optimizer": self.optimizer.state_dict(),
-            "random": _random_state(),
+            "random": random_state(),
             "best": (self.best, self.best_update, self.worse, self.before, self.least),
             "best_state": self.best_state,
             "slowed": self.slowed,
@@ -386,7 +384,7 @@ class _Training:
         if self.low_rank is not None:
             self.low_rank.restore(held["low_rank"])
         self.optimizer.load_state_dict(held["optimizer"])
-        _set_random_state(held["random"])
+        set_random_state(held["random"])
         self.update = int(held["update"])
         self.best, self.best_update, self.worse, self.before, self.least = held["best"]
         self.best_state = {name: value.cpu() for name, value in held["best_state"].items()}
@@ -418,20 +416,6 @@ def _widened(module: fx.GraphModule) -> fx.GraphModule:
     """In float32 where all weights are half of that, in which AdamW's epsilon and small steps are zero."""
     kinds = {one.dtype for one in module.parameters()}
     return module.float() if len(kinds) == 1 and kinds <= set(_HALF) else module
-
-
-def _random_state() -> dict[str, Any]:
-    """The states of the global random generators, as what is read without pickle's risks."""
-    numpy = {**np.random.get_state(legacy=False)}
-    numpy["state"] = {**numpy["state"], "key": torch.from_numpy(numpy["state"]["key"].astype(np.int64))}
-    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state()}
-
-
-def _set_random_state(held: Mapping[str, Any]) -> None:
-    inner = held["numpy"]["state"]
-    random.setstate(held["python"])
-    np.random.set_state({**held["numpy"], "state": {**inner, "key": inner["key"].cpu().numpy().astype(np.uint32)}})
-    torch.set_rng_state(held["torch"].cpu())
 
 
 def _rate(update: int, updates: int, warm_up: float) -> float:
