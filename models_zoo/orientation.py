@@ -21,8 +21,6 @@ __all__ = ["calibration", "classes", "evaluate", "model", "turned"]
 Run = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 CALIBRATION, TEST = 256, 200  # pages
 _SHORT, _SIDE = 256, 224
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def model() -> Path:
@@ -41,10 +39,9 @@ def turned(count: int, seed: int, split: Split) -> tuple[NDArray[np.float32], ND
         turns = int(draw.integers(4))
         image = Image.fromarray(np.rot90(page.image, -turns).copy()).resize((_SHORT, _SHORT), Image.Resampling.LANCZOS)
         edge = (_SHORT - _SIDE) // 2
-        pixels = np.asarray(image, np.float32)[edge : edge + _SIDE, edge : edge + _SIDE] / 255
-        images.append(((pixels - _MEAN) / _STD).transpose(2, 0, 1))
+        images.append(text_pages.prepare(np.asarray(image)[edge : edge + _SIDE, edge : edge + _SIDE]))
         labels.append(turns)
-    return np.stack(images).astype(np.float32), np.array(labels)
+    return np.concatenate(images), np.array(labels)
 
 
 def calibration(count: int = CALIBRATION, seed: int = 0) -> Iterator[dict[str, NDArray[np.float32]]]:
